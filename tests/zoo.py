@@ -1,0 +1,325 @@
+"""Tiny random models of every family that the tests walk over, made in memory.
+
+Two layers, width 32, a vocabulary of 61 words, every parameter drawn at random (norm gains and
+biases too, so that a forgotten gain or bias cannot hide behind ones and zeros).
+"""
+
+import atexit
+import contextlib
+import functools
+import shutil
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformer_lens.model_bridge import TransformerBridge
+
+VOCAB = 61
+LLAMA_LIKE = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=1,
+)
+GPT2_LIKE = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1)
+# MHA: as many key/value heads as query heads.
+MHA = {**LLAMA_LIKE, "num_key_value_heads": 4}
+NEOX_LIKE = {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}
+BLOOM_LIKE = dict(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+FALCON_LIKE = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    bos_token_id=0,
+    eos_token_id=1,
+    max_position_embeddings=64,
+)
+OPT_LIKE = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    ffn_dim=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    word_embed_proj_dim=32,
+    bos_token_id=0,
+    eos_token_id=1,
+    pad_token_id=1,
+)
+
+# family -> (Hugging Face configuration class, its arguments, class of the model, what the name is called)
+DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
+    "gpt2": ("GPT2Config", GPT2_LIKE, "GPT2LMHeadModel"),
+    "gpt_bigcode": ("GPTBigCodeConfig", GPT2_LIKE, "GPTBigCodeForCausalLM"),
+    "gpt_neo": (
+        "GPTNeoConfig",
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_layers=2,
+            num_heads=4,
+            intermediate_size=48,
+            attention_types=[[["global", "local"], 1]],
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=1,
+        ),
+        "GPTNeoForCausalLM",
+    ),
+    "gpt_neox_parallel": ("GPTNeoXConfig", {**NEOX_LIKE, "use_parallel_residual": True}, "GPTNeoXForCausalLM"),
+    "gpt_neox_sequential": ("GPTNeoXConfig", {**NEOX_LIKE, "use_parallel_residual": False}, "GPTNeoXForCausalLM"),
+    "gptj": ("GPTJConfig", {**GPT2_LIKE, "rotary_dim": 4}, "GPTJForCausalLM"),
+    "codegen": ("CodeGenConfig", {**GPT2_LIKE, "rotary_dim": 4}, "CodeGenForCausalLM"),
+    "opt": ("OPTConfig", OPT_LIKE, "OPTForCausalLM"),
+    "xglm": (
+        "XGLMConfig",
+        dict(
+            vocab_size=VOCAB,
+            d_model=32,
+            ffn_dim=48,
+            num_layers=2,
+            attention_heads=4,
+            max_position_embeddings=64,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        ),
+        "XGLMForCausalLM",
+    ),
+    "bloom": ("BloomConfig", BLOOM_LIKE, "BloomForCausalLM"),
+    "mpt": ("MptConfig", dict(vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2, max_seq_len=64), "MptForCausalLM"),
+    "falcon_multi_query": (
+        "FalconConfig",
+        {**FALCON_LIKE, "multi_query": True, "parallel_attn": True, "bias": False, "new_decoder_architecture": False},
+        "FalconForCausalLM",
+    ),
+    "falcon_alibi": (
+        "FalconConfig",
+        {
+            **FALCON_LIKE,
+            "multi_query": False,
+            "parallel_attn": False,
+            "bias": True,
+            "alibi": True,
+            "new_decoder_architecture": False,
+        },
+        "FalconForCausalLM",
+    ),
+    "phi": ("PhiConfig", MHA, "PhiForCausalLM"),
+    "phi3": ("Phi3Config", LLAMA_LIKE, "Phi3ForCausalLM"),
+    "llama": ("LlamaConfig", LLAMA_LIKE, "LlamaForCausalLM"),
+    "llama_biased_tied": (
+        "LlamaConfig",
+        {**LLAMA_LIKE, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True},
+        "LlamaForCausalLM",
+    ),
+    "llama_wide_heads": ("LlamaConfig", {**LLAMA_LIKE, "head_dim": 16}, "LlamaForCausalLM"),
+    "arcee": ("ArceeConfig", LLAMA_LIKE, "ArceeForCausalLM"),
+    "mistral": ("MistralConfig", LLAMA_LIKE, "MistralForCausalLM"),
+    "qwen2": ("Qwen2Config", LLAMA_LIKE, "Qwen2ForCausalLM"),
+    "qwen3": ("Qwen3Config", {**LLAMA_LIKE, "head_dim": 8}, "Qwen3ForCausalLM"),
+    "smollm3": ("SmolLM3Config", LLAMA_LIKE, "SmolLM3ForCausalLM"),
+    "seed_oss": ("SeedOssConfig", {**LLAMA_LIKE, "head_dim": 8}, "SeedOssForCausalLM"),
+    "gemma": ("GemmaConfig", {**LLAMA_LIKE, "head_dim": 8}, "GemmaForCausalLM"),
+    "gemma2": ("Gemma2Config", {**LLAMA_LIKE, "head_dim": 8, "query_pre_attn_scalar": 8}, "Gemma2ForCausalLM"),
+    "gemma3": ("Gemma3TextConfig", {**LLAMA_LIKE, "head_dim": 8, "query_pre_attn_scalar": 8}, "Gemma3ForCausalLM"),
+    "starcoder2": ("Starcoder2Config", {**LLAMA_LIKE, "use_bias": True}, "Starcoder2ForCausalLM"),
+    "stablelm": (
+        "StableLmConfig",
+        {**LLAMA_LIKE, "use_qkv_bias": True, "use_parallel_residual": False},
+        "StableLmForCausalLM",
+    ),
+    "stablelm_parallel": (
+        "StableLmConfig",
+        {**LLAMA_LIKE, "use_qkv_bias": False, "qk_layernorm": True, "use_parallel_residual": True},
+        "StableLmForCausalLM",
+    ),
+    "cohere": ("CohereConfig", {**LLAMA_LIKE, "logit_scale": 0.25}, "CohereForCausalLM"),
+    "cohere2": ("Cohere2Config", {**LLAMA_LIKE, "head_dim": 8, "logit_scale": 0.25}, "Cohere2ForCausalLM"),
+    "granite": (
+        "GraniteConfig",
+        {
+            **LLAMA_LIKE,
+            "residual_multiplier": 0.4,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.5,
+            "attention_multiplier": 0.2,
+        },
+        "GraniteForCausalLM",
+    ),
+    "glm": ("GlmConfig", {**LLAMA_LIKE, "head_dim": 8}, "GlmForCausalLM"),
+    "glm4": ("Glm4Config", {**LLAMA_LIKE, "head_dim": 8}, "Glm4ForCausalLM"),
+    "ernie4_5": ("Ernie4_5Config", {**LLAMA_LIKE, "head_dim": 8}, "Ernie4_5ForCausalLM"),
+    "hunyuan_dense": ("HunYuanDenseV1Config", {**LLAMA_LIKE, "head_dim": 8}, "HunYuanDenseV1ForCausalLM"),
+    "exaone4": ("Exaone4Config", {**LLAMA_LIKE, "head_dim": 8}, "Exaone4ForCausalLM"),
+    "nemotron": ("NemotronConfig", LLAMA_LIKE, "NemotronForCausalLM"),
+    "apertus": ("ApertusConfig", LLAMA_LIKE, "ApertusForCausalLM"),
+    "olmo": ("OlmoConfig", LLAMA_LIKE, "OlmoForCausalLM"),
+    "olmo2": ("Olmo2Config", LLAMA_LIKE, "Olmo2ForCausalLM"),
+    "olmo3": ("Olmo3Config", LLAMA_LIKE, "Olmo3ForCausalLM"),
+}
+
+# What the package refuses, in whole or in part; see test_refusals.py for what each raises.
+REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mixtral": ("MixtralConfig", {**LLAMA_LIKE, "num_local_experts": 4}, "MixtralForCausalLM"),
+    "olmoe": ("OlmoeConfig", {**LLAMA_LIKE, "num_experts": 4, "num_experts_per_tok": 2}, "OlmoeForCausalLM"),
+    "qwen3_moe": (
+        "Qwen3MoeConfig",
+        {**LLAMA_LIKE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+        "Qwen3MoeForCausalLM",
+    ),
+    "granitemoe": ("GraniteMoeConfig", {**LLAMA_LIKE, "num_local_experts": 4}, "GraniteMoeForCausalLM"),
+    "gpt_oss": ("GptOssConfig", {**LLAMA_LIKE, "head_dim": 8, "num_local_experts": 4}, "GptOssForCausalLM"),
+    "openai_gpt": (
+        "OpenAIGPTConfig",
+        dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        "OpenAIGPTLMHeadModel",
+    ),
+    "modernbert_decoder": (
+        "ModernBertDecoderConfig",
+        {**{k: v for k, v in MHA.items() if k != "num_key_value_heads"}, "cls_token_id": 0, "sep_token_id": 1},
+        "ModernBertDecoderForCausalLM",
+    ),
+    "mamba": (
+        "MambaConfig",
+        dict(
+            vocab_size=VOCAB,
+            hidden_size=32,
+            num_hidden_layers=2,
+            state_size=4,
+            bos_token_id=0,
+            eos_token_id=1,
+            pad_token_id=1,
+        ),
+        "MambaForCausalLM",
+    ),
+    "lfm2": (
+        "Lfm2Config",
+        {**LLAMA_LIKE, "layer_types": ["conv", "full_attention"]},
+        "Lfm2ForCausalLM",
+    ),
+}
+
+
+@functools.cache
+def tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Words `w0` … `w60`, split at white space; `w0` opens a text, `w1` ends and pads one."""
+    words = {f"w{i}": i for i in range(VOCAB)}
+    model = Tokenizer(WordLevel(words, unk_token="w2"))
+    model.pre_tokenizer = WhitespaceSplit()
+    made = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token="w0", eos_token="w1", pad_token="w1", unk_token="w2"
+    )
+    # TransformerLens reads the tokenizer a second time, from the folder it came from.
+    folder = tempfile.mkdtemp(prefix="tl-subvalues-words-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made.save_pretrained(folder)
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def randomise(module: torch.nn.Module, seed: int, std: float = 0.3) -> None:
+    """Draw every parameter and every bias anew; gains end up around one (or around zero where 1 + w is used)."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in module.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * std
+            is_gain = parameter.ndim == 1 and name.endswith("weight")
+            parameter.copy_(noise + 1.0 if is_gain else noise)
+
+
+def hf_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
+    """A Hugging Face model of `family`, every parameter random, in evaluation mode."""
+    config_name, arguments, model_name = {**DENSE, **REFUSED}[family]
+    config = getattr(transformers, config_name)(**{**arguments, **overrides})
+    config.architectures = [model_name]
+    torch.manual_seed(seed)
+    model = getattr(transformers, model_name)._from_config(config, attn_implementation="eager")
+    randomise(model, seed)
+    if getattr(config, "tie_word_embeddings", False):
+        model.tie_weights()
+    return model.to(dtype).eval()
+
+
+def bridge(
+    family: str, *, seed: int = 0, compatibility: bool = False, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> TransformerBridge:
+    """The same model as a TransformerBridge, raw or in compatibility mode."""
+    model = TransformerBridge.boot_transformers(
+        family, hf_model=hf_model(family, seed, dtype, **overrides), tokenizer=tokenizer(), dtype=dtype, device="cpu"
+    )
+    if compatibility:
+        with contextlib.redirect_stdout(None):
+            model.enable_compatibility_mode()
+    return model
+
+
+HOOKED: dict[str, dict[str, Any]] = {
+    "ln_gelu": {},
+    "ln_pre_relu": dict(normalization_type="LNPre", act_fn="relu"),
+    "rms": dict(normalization_type="RMS"),
+    "rms_pre": dict(normalization_type="RMSPre"),
+    "no_norm": dict(normalization_type=None),
+    "alibi": dict(positional_embedding_type="alibi"),
+    "shortformer": dict(positional_embedding_type="shortformer"),
+    "rotary_gated_grouped": dict(
+        normalization_type="RMS",
+        positional_embedding_type="rotary",
+        rotary_dim=8,
+        gated_mlp=True,
+        act_fn="silu",
+        n_key_value_heads=2,
+    ),
+    "parallel": dict(parallel_attn_mlp=True),
+    "attn_only": dict(attn_only=True),
+    "solu_ln": dict(act_fn="solu_ln"),
+    "gemma2_like": dict(
+        normalization_type="RMS",
+        use_normalization_before_and_after=True,
+        output_logits_soft_cap=5.0,
+        gated_mlp=True,
+        act_fn="gelu_new",
+        final_rms=True,
+    ),
+}
+
+
+def hooked(variant: str, seed: int = 0, **overrides: Any) -> Any:
+    """A HookedTransformer of one of the `HOOKED` variants (TransformerLens 3)."""
+    from transformer_lens import HookedTransformer, HookedTransformerConfig
+
+    arguments: dict[str, Any] = dict(
+        n_layers=2,
+        d_model=32,
+        d_head=8,
+        n_heads=4,
+        d_mlp=48,
+        d_vocab=VOCAB,
+        n_ctx=64,
+        act_fn="gelu",
+        normalization_type="LN",
+        device="cpu",
+    )
+    model = HookedTransformer(
+        HookedTransformerConfig(**{**arguments, **HOOKED[variant], **overrides}), tokenizer=tokenizer()
+    )
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=generator) * 0.3
+            parameter.copy_(noise + 1.0 if name.endswith(".w") else noise)
+    return model
+
+
+Build = Callable[[], Any]

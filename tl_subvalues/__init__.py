@@ -1,0 +1,23 @@
+"""Where in a model is a fact stored? Subvalues of TransformerLens models, scored by the log-probability they add.
+
+Method: Yu & Ananiadou, "Locating Factual Knowledge in Large Language Models" (arXiv 2312.12141).
+"""
+
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.importance import log_prob_increase, prob_increase
+from tl_subvalues.models import load_model
+from tl_subvalues.readout import Readout
+from tl_subvalues.subvalues import attn_subvalues, ffn_subvalues
+from tl_subvalues.trace import Trace, trace
+
+__all__ = [
+    "Readout",
+    "Trace",
+    "UnsupportedModelError",
+    "attn_subvalues",
+    "ffn_subvalues",
+    "load_model",
+    "log_prob_increase",
+    "prob_increase",
+    "trace",
+]

@@ -1,0 +1,5 @@
+"""The one error of our own: a model or a block that the method does not cover."""
+
+
+class UnsupportedModelError(ValueError):
+    """A model, or a block of it, that cannot be decomposed exactly; the message names it, the reason and the way out."""

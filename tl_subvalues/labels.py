@@ -1,0 +1,82 @@
+"""What a component is called: `24_mlp_out`, `L23H4`, `L23H4@3`, `L23H4D38@3`, `L24N1005`.
+
+The labels are TransformerLens's where it has one (`ActivationCache.decompose_resid`, `stack_head_results`,
+`stack_neuron_results`), extended by a source position (`@3`) and by an index inside a head (`D38`).
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
+Sublayer = Literal["attn", "mlp"]
+
+_PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+    ("sublayer", re.compile(r"(?P<layer>\d+)_(?P<sublayer>attn|mlp)_out")),
+    ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)")),
+    ("head_position", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)@(?P<position>\d+)")),
+    ("attn_neuron", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)@(?P<position>\d+)")),
+    ("ffn_neuron", re.compile(r"L(?P<layer>\d+)N(?P<neuron>\d+)")),
+)
+
+
+@dataclass(frozen=True)
+class Component:
+    """One named part of a model's residual stream; the fields that its kind does not have are None."""
+
+    kind: Kind
+    layer: int
+    sublayer: Sublayer
+    head: int | None = None
+    dim: int | None = None
+    position: int | None = None
+    neuron: int | None = None
+
+
+def sublayer_label(layer: int, sublayer: str) -> str:
+    """Output of a whole sublayer: `24_attn_out`."""
+    return f"{layer}_{sublayer}_out"
+
+
+def bias_label(layer: int, sublayer: str) -> str:
+    """Bias part of a sublayer's output: `24_attn_bias`."""
+    return f"{layer}_{sublayer}_bias"
+
+
+def head_label(layer: int, head: int) -> str:
+    """Attention head: `L23H4`."""
+    return f"L{layer}H{head}"
+
+
+def head_position_label(layer: int, head: int, position: int) -> str:
+    """Attention head reading one source position: `L23H4@3`."""
+    return f"L{layer}H{head}@{position}"
+
+
+def attn_neuron_label(layer: int, head: int, dim: int, position: int) -> str:
+    """Attention neuron, one index inside a head at one source position: `L23H4D38@3`."""
+    return f"L{layer}H{head}D{dim}@{position}"
+
+
+def ffn_neuron_label(layer: int, neuron: int) -> str:
+    """FFN neuron: `L24N1005`."""
+    return f"L{layer}N{neuron}"
+
+
+def parse_label(label: str) -> Component:
+    """The component that a label names.
+
+    Raises:
+        ValueError: if the text is no label, with the forms that there are.
+    """
+    for kind, pattern in _PATTERNS:
+        match = pattern.fullmatch(label)
+        if match:
+            fields = match.groupdict()
+            default = "mlp" if kind == "ffn_neuron" else "attn"
+            sublayer: Sublayer = "mlp" if fields.pop("sublayer", default) == "mlp" else "attn"
+            return Component(kind=kind, sublayer=sublayer, **{name: int(value) for name, value in fields.items()})
+    raise ValueError(
+        f"{label!r} is not a label; labels look like '24_attn_out' or '24_mlp_out' (sublayer), 'L23H4' (head), "
+        "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron), 'L24N1005' (FFN neuron)."
+    )

@@ -1,0 +1,29 @@
+"""One view of every model that TransformerLens makes: the only room that knows its classes and releases.
+
+`view_of(model)` takes a TransformerBridge (raw or in compatibility mode) or a HookedTransformer and answers in
+the method's words: weights and norms per layer (`Attention`, `FFN`), activations of one run (`Activations`),
+the pieces of the readout (`ReadoutPieces`), tokens. What follows after this room sees tensors only.
+"""
+
+from tl_subvalues.model_view.activations import Activations
+from tl_subvalues.model_view.completeness import check_readout, check_run
+from tl_subvalues.model_view.host import boot_bridge
+from tl_subvalues.model_view.tokens import decode_each, prompt_tokens, resolve_target
+from tl_subvalues.model_view.view import ModelView, view_of
+from tl_subvalues.model_view.weights import FFN, Attention, Layer, ReadoutPieces
+
+__all__ = [
+    "FFN",
+    "Activations",
+    "Attention",
+    "Layer",
+    "ModelView",
+    "ReadoutPieces",
+    "boot_bridge",
+    "check_readout",
+    "check_run",
+    "decode_each",
+    "prompt_tokens",
+    "resolve_target",
+    "view_of",
+]

@@ -1,0 +1,165 @@
+"""Activations of one run by the method's names, with a batch dimension whether or not the cache has one."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view.view import ModelView
+
+Positions = int | slice | Tensor
+
+
+class Activations:
+    """An ActivationCache read through a `ModelView`; every tensor comes in the compute dtype, on the readout's device."""
+
+    def __init__(self, view: ModelView, cache: Any) -> None:
+        self._view = view
+        self._cache = cache
+        self._batched = bool(getattr(cache, "has_batch_dim", True))
+
+    def require(self, names: list[str]) -> None:
+        """Raise one error that lists all of `names` that the cache lacks.
+
+        Raises:
+            KeyError: naming every missing hook and the call that caches them.
+        """
+        missing = [name for name in names if name not in self._cache]
+        if missing:
+            raise KeyError(
+                f"the cache lacks {len(missing)} of the activations needed: {', '.join(missing)}; run "
+                "model.run_with_cache(tokens) without a names_filter, or leave cache=None to have the model run."
+            )
+
+    def require_sublayer(self, layer: int, sublayer: str, names: list[str]) -> list[str]:
+        """Require a sublayer's own hooks and its post-norm's scale; the full names of the former."""
+        hooks = [f"blocks.{layer}.{sublayer}.{name}" for name in names]
+        post_scale = self._view.layer(layer).post_scale_hook(sublayer)
+        self.require([*hooks, post_scale] if post_scale else hooks)
+        return hooks
+
+    def residual(
+        self, layer: int, sublayer: str, positions: Positions = slice(None)
+    ) -> Float[Tensor, "batch *pos d_model"]:
+        """The residual stream that a sublayer reads: x_pre for attention, x_mid for an FFN after it."""
+        stage = "pre" if sublayer == "attn" or self._view.layer(layer).parallel else "mid"
+        return self._get(f"blocks.{layer}.hook_resid_{stage}", positions)
+
+    def final_residual(self, positions: Positions = slice(None)) -> Float[Tensor, "batch *pos d_model"]:
+        """The residual stream after the last block."""
+        return self._get(f"blocks.{self._view.n_layers - 1}.hook_resid_post", positions)
+
+    def output(
+        self, layer: int, sublayer: str, positions: Positions = slice(None)
+    ) -> Float[Tensor, "batch *pos d_model"]:
+        """What a sublayer adds to the residual stream (after a post-norm and a residual multiplier)."""
+        return self._get(f"blocks.{layer}.hook_{sublayer}_out", positions)
+
+    def z(self, layer: int, positions: Positions = slice(None)) -> Float[Tensor, "batch *pos head d_head"]:
+        """Pattern-weighted values of every head, before W_O."""
+        return self._get(f"blocks.{layer}.attn.hook_z", positions)
+
+    def pattern(self, layer: int, positions: Positions = slice(None)) -> Float[Tensor, "batch head *query key"]:
+        """Attention weights at the query positions."""
+        return self._get(f"blocks.{layer}.attn.hook_pattern", positions, dim=2)
+
+    def values(self, layer: int, n_heads: int) -> Float[Tensor, "batch key head d_head"]:
+        """Values at every source position, one per query head (key/value heads repeated for their group).
+
+        Raises:
+            UnsupportedModelError: if the layer's values have a layout of their own (latent attention).
+            ValueError: if the cache holds only some positions.
+        """
+        values = self._get(f"blocks.{layer}.attn.hook_v", slice(None))
+        keys = self._raw(f"blocks.{layer}.attn.hook_pattern").shape[-1]
+        if values.ndim != 4 or (values.shape[1] != keys and values.shape[2] == keys):
+            raise UnsupportedModelError(
+                f"{self._view.name}: layer {layer} caches its values as {tuple(values.shape)}, not as [batch, pos, "
+                "head, d_head], so they cannot be told apart by source position; ask for by='head'."
+            )
+        if values.shape[1] != keys:
+            raise ValueError(
+                f"the cache holds values at {values.shape[1]} of {keys} source positions (made with pos_slice?); "
+                "ask for by='head', or run_with_cache without pos_slice."
+            )
+        if n_heads % values.shape[2]:
+            raise UnsupportedModelError(
+                f"{self._view.name}: layer {layer} has {n_heads} heads over {values.shape[2]} value heads, "
+                "which does not divide: ask for by='head'."
+            )
+        return values.repeat_interleave(n_heads // values.shape[2], dim=2)
+
+    def coefficients(
+        self, layer: int, n_neurons: int, positions: Positions = slice(None)
+    ) -> Float[Tensor, "batch *pos neuron"]:
+        """Coefficient m_n of every FFN neuron.
+
+        Raises:
+            UnsupportedModelError: if the layer caches another number of them than it has neurons.
+        """
+        m = self._get(f"blocks.{layer}.mlp.hook_post", positions)
+        if m.shape[-1] != n_neurons:
+            raise UnsupportedModelError(
+                f"{self._view.name}: layer {layer} caches {m.shape[-1]} coefficients for {n_neurons} FFN neurons, so "
+                "its FFN cannot be decomposed; whole sublayers still can, by trace.layers()."
+            )
+        return m
+
+    def post_scale(
+        self, layer: int, sublayer: str, positions: Positions = slice(None)
+    ) -> Float[Tensor, "batch *pos 1"] | None:
+        """Scale of a sublayer's post-norm in this run; None where there is no post-norm."""
+        name = self._view.layer(layer).post_scale_hook(sublayer)
+        return self._get(name, positions) if name else None
+
+    def final_scale(self, positions: Positions = slice(None)) -> Float[Tensor, "batch *pos 1"] | None:
+        """Scale of the final norm in this run; None where there is no final norm."""
+        return self._get("ln_final.hook_scale", positions) if self._view.readout.norm is not None else None
+
+    @property
+    def batched(self) -> bool:
+        """Whether the cache itself has a batch dimension."""
+        return self._batched
+
+    def length(self, name: str, dim: int = 1) -> int:
+        """Length of a cached activation along a dimension, the batch dimension counted."""
+        return int(self._raw(name).shape[dim])
+
+    def _raw(self, name: str) -> Tensor:
+        self.require([name])
+        tensor: Tensor = self._cache[name]
+        return tensor if self._batched else tensor[None]
+
+    def _get(self, name: str, positions: Positions, dim: int = 1) -> Tensor:
+        index = (slice(None),) * dim + (positions,)
+        return self._raw(name)[index].to(device=self._view.device, dtype=self._view.compute_dtype)
+
+
+def index_of(selection: Any, size: int, what: str) -> Positions:
+    """TransformerLens's slice input (int, tuple, list, array, slice or None) as an index into an axis of `size`.
+
+    Raises:
+        ValueError: for an index out of range.
+    """
+    if selection is None:
+        return slice(None)
+    if isinstance(selection, slice):
+        return selection
+    if isinstance(selection, tuple):
+        return slice(*selection)
+    if isinstance(selection, int) and not isinstance(selection, bool):
+        return resolve_index(selection, size, what)
+    return torch.tensor([resolve_index(int(i), size, what) for i in selection])
+
+
+def resolve_index(index: int, size: int, what: str) -> int:
+    """An index counted from the front.
+
+    Raises:
+        ValueError: if it is out of range.
+    """
+    if not -size <= index < size:
+        raise ValueError(f"{what} {index} is out of range: there are {size}, so it runs from {-size} to {size - 1}.")
+    return index % size

@@ -1,0 +1,186 @@
+"""TransformerLens's classes, releases and attribute names, each behind a function named after what it tells.
+
+Releases differ in what they export: 4.x has no HookedTransformer (and raises on the attribute), 3.x has both
+classes, and some families changed the name of a norm between 3.9 and 4.3. Whatever depends on that is here.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.norms import Norm
+
+# Modules that a bridge mounts between the final norm and the unembedding; with one of them the logits are not
+# unembed(ln_final(x)), and nothing here decomposes them (ModernBERT's prediction head, OPT-350m's projection).
+_READOUT_DETOURS = ("prediction_head", "project_out", "mlm_head", "classifier_ln", "hc_head", "sigma_map")
+
+
+def bridge_class() -> type | None:
+    """TransformerBridge, or None on a release without it."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge
+    except ImportError:
+        return None
+    return TransformerBridge
+
+
+def hooked_class() -> type | None:
+    """HookedTransformer, or None on a release without it (4.x raises ImportError on the very attribute)."""
+    try:
+        from transformer_lens import HookedTransformer
+    except ImportError:
+        return None
+    return HookedTransformer
+
+
+def is_bridge(model: Any) -> bool:
+    """Whether the model is a TransformerBridge."""
+    cls = bridge_class()
+    return cls is not None and isinstance(model, cls)
+
+
+def is_hooked(model: Any) -> bool:
+    """Whether the model is a HookedTransformer."""
+    cls = hooked_class()
+    return cls is not None and isinstance(model, cls)
+
+
+def boot_bridge(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A TransformerBridge of a model on the Hugging Face hub or in a local folder, in evaluation mode."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+
+
+def model_name(model: Any) -> str:
+    """What to call the model in a message: its name, and its architecture where the configuration has one."""
+    name = str(getattr(model.cfg, "model_name", None) or type(model).__name__)
+    architecture = getattr(model.cfg, "architecture", None) or getattr(model.cfg, "original_architecture", None)
+    return f"{name} ({architecture})" if architecture and architecture != name else name
+
+
+def require_traceable(model: Any) -> None:
+    """Refuse what is no TransformerLens decoder, and a model in training mode.
+
+    Raises:
+        UnsupportedModelError: neither TransformerBridge nor HookedTransformer, or no single list of blocks (encoder-decoder, encoder with a task head, …).
+        ValueError: a bridge in training mode. (A HookedTransformer has no dropout and starts in training mode.)
+    """
+    if not is_bridge(model) and not is_hooked(model):
+        raise UnsupportedModelError(
+            f"expected a TransformerLens model (TransformerBridge or HookedTransformer), got {type(model).__name__}; "
+            "boot a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
+        )
+    blocks = model._modules.get("blocks")
+    if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) == 0:
+        raise UnsupportedModelError(
+            f"{model_name(model)} has no list of blocks (`model.blocks`); only decoder-only models with one residual "
+            "stream can be decomposed, not encoder-decoders: use a decoder-only model."
+        )
+    if is_bridge(model) and (model.training or getattr(model.original_model, "training", False)):
+        raise ValueError(
+            f"{model_name(model)} is in training mode, where dropout changes every run; call model.eval() first."
+        )
+
+
+def require_direct_readout(model: Any) -> None:
+    """Refuse a model whose logits are not unembed(ln_final(last residual)), by what is mounted on the way."""
+    if "unembed" not in model._modules:
+        raise UnsupportedModelError(
+            f"{model_name(model)} has no unembedding (`model.unembed`), so its residual stream cannot be read in "
+            "vocabulary space: use a causal language model."
+        )
+    detours = [name for name in _READOUT_DETOURS if name in model._modules]
+    if detours:
+        raise UnsupportedModelError(
+            f"{model_name(model)} passes the final residual stream through {', '.join(detours)} before the "
+            "unembedding, which is not covered: use a model that reads ln_final directly."
+        )
+
+
+def norm_of(module: Any, cfg: Any) -> Norm | None:
+    """A norm module of either class as plain tensors; None where there is no norm (Identity, or no module)."""
+    if module is None or isinstance(module, torch.nn.Identity):
+        return None
+    wrapped = getattr(module, "original_component", None)
+    if wrapped is None:
+        return _hooked_norm(module)
+    if isinstance(wrapped, torch.nn.Identity):
+        return None
+    gain, bias = getattr(wrapped, "weight", None), getattr(wrapped, "bias", None)
+    rms = bool(module.uses_rms_norm)
+    if gain is not None and _stores_gain_minus_one(module, wrapped, cfg):
+        gain = 1.0 + gain
+    # TransformerLens recomputes the norm with the configuration's eps unless it delegates to the wrapped module.
+    delegates = getattr(module, "use_native_layernorm_autograd", False) or getattr(cfg, "layer_norm_folding", False)
+    own_eps = getattr(wrapped, "eps", getattr(wrapped, "variance_epsilon", None)) if delegates else None
+    eps = float(own_eps if own_eps is not None else getattr(cfg, "eps", 1e-5))
+    return Norm("rms" if rms else "layer", _detached(gain), None if rms else _detached(bias), eps)
+
+
+def _hooked_norm(module: Any) -> Norm:
+    kind = "rms" if "RMS" in type(module).__name__ else "layer"
+    gain, bias = getattr(module, "w", None), getattr(module, "b", None)
+    return Norm("rms" if kind == "rms" else "layer", _detached(gain), _detached(bias), float(module.eps))
+
+
+def _stores_gain_minus_one(module: Any, wrapped: Any, cfg: Any) -> bool:
+    if hasattr(module, "uses_weight_offset"):  # 4.x
+        return bool(module.uses_weight_offset)
+    # 3.x: the Gemma family says so in its configuration; Nemotron's layer norm only in its name.
+    if type(wrapped).__name__ == "NemotronLayerNorm1P":
+        return True
+    return bool(module.uses_rms_norm and getattr(cfg, "rmsnorm_uses_offset", False))
+
+
+def _detached(tensor: Any) -> Tensor | None:
+    return tensor.detach() if isinstance(tensor, Tensor) else None
+
+
+def post_norm_name(model: Any, block: Any, sublayer: str) -> str | None:
+    """Name of the norm between a sublayer and the residual stream within its block, or None.
+
+    `ln1_post`/`ln2_post`, but `ln1`/`ln2` for OLMo 2, OLMo 3 and EXAONE 4 on 3.x.
+    """
+    default = {"attn": "ln1", "mlp": "ln2"}[sublayer]
+    if is_hooked(model):
+        if getattr(model.cfg, "use_normalization_before_and_after", False):
+            return f"{default}_post"
+        architecture = getattr(model.cfg, "original_architecture", None)
+        return default if architecture in ("Olmo2ForCausalLM", "Olmo3ForCausalLM") else None
+    alias = getattr(block, "hook_aliases", {}).get(f"hook_{sublayer}_out")
+    first = alias.split(".")[0] if isinstance(alias, str) else ""
+    return first if first.startswith("ln") else None
+
+
+def residual_multiplier(block: Any) -> float:
+    """Factor on a sublayer's output before it is added (Granite); 1 elsewhere."""
+    return float(getattr(block, "residual_contribution_scale", 1.0))
+
+
+def logit_transform(model: Any) -> tuple[float, float | None]:
+    """What happens to unembed's output: (factor, soft cap). The model's logits are cap * tanh(factor * x / cap).
+
+    Cohere's factor is read from the wrapped model, which compatibility mode sets to 1 when it folds the factor
+    into the unembedding; the configuration keeps the old one.
+    """
+    cap = float(getattr(model.cfg, "output_logits_soft_cap", None) or 0.0)
+    factor = 1.0
+    if is_bridge(model):
+        wrapped = model.original_model
+        if isinstance(getattr(wrapped, "logit_scale", None), (int, float)):
+            factor = float(wrapped.logit_scale)
+        elif type(wrapped).__name__.startswith("Granite"):
+            factor = 1.0 / float(getattr(wrapped.config, "logits_scaling", 1.0))
+    return factor, cap if cap > 0.0 else None
+
+
+def unembedding_is_linear(model: Any) -> bool:
+    """Whether unembed(y) is y @ W_U + b_U with weights that can be read."""
+    unembed = model.unembed
+    wrapped = getattr(unembed, "original_component", None)
+    if wrapped is None:
+        return type(unembed).__name__ == "Unembed"
+    return isinstance(wrapped, torch.nn.Linear)

@@ -1,0 +1,121 @@
+"""Prompts and targets: text or token ids in, checked token ids out."""
+
+from collections.abc import Sequence
+from numbers import Integral
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from tl_subvalues.model_view.view import ModelView
+
+
+def prompt_tokens(view: ModelView, prompt: Any, prepend_bos: bool | None = None) -> Int[Tensor, " pos"]:
+    """The token ids of one prompt: text, a list of ids, or a tensor [pos] or [1, pos].
+
+    `prepend_bos` is for text and goes to `model.to_tokens`; None is the model's own default.
+
+    Raises:
+        ValueError: for an empty prompt, more than one prompt, an id outside the vocabulary, a prompt longer
+            than the model's context, text without a tokenizer, or anything else than text or integers.
+    """
+    if isinstance(prompt, str):
+        tokens = _encode(view, prompt, prepend_bos)
+    else:
+        if prepend_bos:
+            raise ValueError("prepend_bos=True is for text; put the BOS id in front of the token ids yourself.")
+        tokens = _as_ids(prompt)
+    if tokens.numel() == 0 or prompt == "":
+        raise ValueError(
+            "the prompt is empty; pass text, or at least one token id (the BOS id to trace from BOS alone)."
+        )
+    _require_in_vocabulary(view, tokens.tolist(), int(getattr(view.model.cfg, "d_vocab", view.readout.d_vocab)))
+    n_ctx = getattr(view.model.cfg, "n_ctx", None)
+    if n_ctx and len(tokens) > n_ctx:
+        raise ValueError(
+            f"the prompt has {len(tokens)} tokens, more than the {n_ctx} that {view.name} can read; shorten it."
+        )
+    return tokens.to(view.model.cfg.device or view.device)
+
+
+def resolve_target(view: ModelView, target: Any) -> int:
+    """The id of a target given as an id or as text of exactly one token.
+
+    Raises:
+        ValueError: for text of no or several tokens (its pieces are shown), an id outside the vocabulary, or anything else.
+    """
+    if isinstance(target, str):
+        ids = _encode(view, target, prepend_bos=False).tolist()
+        if len(ids) != 1:
+            raise ValueError(_not_one_token(view, target, ids))
+        return int(ids[0])
+    if isinstance(target, Tensor) and target.numel() == 1 and not (target.is_floating_point() or target.is_complex()):
+        target = target.item()
+    if isinstance(target, bool) or not isinstance(target, Integral):
+        raise ValueError(f"a target is a token id or text of one token, got {type(target).__name__} {target!r}.")
+    _require_in_vocabulary(view, [int(target)], view.readout.d_vocab)
+    return int(target)
+
+
+def decode_each(view: ModelView, ids: Sequence[int]) -> list[str]:
+    """Each id's own text; `<id>` where the model has no tokenizer."""
+    tokenizer = getattr(view.model, "tokenizer", None)
+    if tokenizer is None:
+        return [f"<{i}>" for i in ids]
+    return [tokenizer.decode([int(i)], clean_up_tokenization_spaces=False) for i in ids]
+
+
+def _encode(view: ModelView, text: str, prepend_bos: bool | None) -> Int[Tensor, " pos"]:
+    if getattr(view.model, "tokenizer", None) is None:
+        raise ValueError(f"{view.name} has no tokenizer; pass token ids, or boot the model with tokenizer=.")
+    if text == "":
+        return torch.zeros(0, dtype=torch.long)
+    # Without truncate=False a long prompt would lose its end without a word.
+    keywords: dict[str, Any] = {"truncate": False}
+    if prepend_bos is not None:
+        keywords["prepend_bos"] = prepend_bos
+    tokens: Tensor = view.model.to_tokens(text, **keywords)[0]
+    return tokens.long()
+
+
+def _as_ids(prompt: Any) -> Int[Tensor, " pos"]:
+    if isinstance(prompt, Tensor):
+        tokens = prompt.detach()
+    elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], str):
+        raise ValueError(f"one prompt is needed, got a list of {len(prompt)} texts; trace them one by one.")
+    else:
+        try:
+            tokens = torch.as_tensor(prompt)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(
+                f"a prompt is text or a list or tensor of token ids, got {type(prompt).__name__}."
+            ) from error
+    if tokens.ndim == 2 and tokens.shape[0] == 1:
+        tokens = tokens[0]
+    if tokens.ndim != 1:
+        raise ValueError(
+            f"one prompt is needed, got token ids of shape {tuple(tokens.shape)}; pass [pos] or [1, pos], one prompt at a time."
+        )
+    if tokens.numel() and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
+        raise ValueError(f"token ids are integers, got {tokens.dtype}.")
+    return tokens.long()
+
+
+def _require_in_vocabulary(view: ModelView, ids: list[int], size: int) -> None:
+    outside = [i for i in ids if not 0 <= i < size]
+    if outside:
+        raise ValueError(
+            f"token ids {outside[:5]} are outside the vocabulary of {view.name}, which runs from 0 to {size - 1}."
+        )
+
+
+def _not_one_token(view: ModelView, target: str, ids: list[int]) -> str:
+    if not ids:
+        return f"the target {target!r} has no tokens; pass text of one token, or a token id."
+    pieces = " + ".join(f"{piece!r} ({i})" for piece, i in zip(decode_each(view, ids), ids, strict=True))
+    message = f"the target {target!r} is {len(ids)} tokens, {pieces}; exactly one is needed"
+    for other in (f" {target}", target.strip()):
+        if other != target and other and len(found := _encode(view, other, prepend_bos=False)) == 1:
+            return f"{message}: {other!r} is one token ({int(found[0])})."
+    return f"{message}: pass one of the pieces or its id."

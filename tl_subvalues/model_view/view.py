@@ -1,0 +1,136 @@
+"""A model as the method sees it: layers, readout pieces, one run with just the activations that are needed."""
+
+from functools import cached_property
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view import host
+from tl_subvalues.model_view.weights import Layer, ReadoutPieces
+
+
+class ModelView:
+    """One TransformerLens model, whatever its class and release. Made by `view_of`; holds no copy of the weights."""
+
+    def __init__(self, model: Any) -> None:
+        host.require_traceable(model)
+        self.model = model
+        self.name = host.model_name(model)
+        self.n_layers = len(model.blocks)
+
+    def layer(self, layer: int) -> Layer:
+        """One block.
+
+        Raises:
+            ValueError: if there is no such layer.
+        """
+        if not 0 <= layer < self.n_layers:
+            raise ValueError(f"layer {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}.")
+        return Layer(self.model, layer)
+
+    @cached_property
+    def layers(self) -> list[Layer]:
+        """All blocks, in order."""
+        return [Layer(self.model, layer) for layer in range(self.n_layers)]
+
+    @cached_property
+    def readout(self) -> ReadoutPieces:
+        """The pieces of the readout.
+
+        Raises:
+            UnsupportedModelError: if something else stands between the final norm and the unembedding.
+        """
+        host.require_direct_readout(self.model)
+        factor, soft_cap = host.logit_transform(self.model)
+        linear = host.unembedding_is_linear(self.model)
+        norm = host.norm_of(self.model._modules.get("ln_final"), self.model.cfg)
+        return ReadoutPieces(
+            norm=norm,
+            W_U=self.model.W_U.detach() if linear else None,
+            b_U=self.model.b_U.detach() if linear else None,
+            unembed=self._unembed,
+            factor=factor,
+            soft_cap=soft_cap,
+            d_vocab=int(self.model.W_U.shape[1] if linear else self.model.cfg.d_vocab),
+        )
+
+    def _unembed(self, normed: Tensor) -> Tensor:
+        """The model's own unembedding module, called in the model's dtype."""
+        parameter = next(self.model.unembed.parameters(), None)
+        logits: Tensor = self.model.unembed(normed if parameter is None else normed.to(parameter.dtype))
+        return logits.detach().to(normed)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the readout is, and all computation is done."""
+        W_U = self.readout.W_U
+        return W_U.device if W_U is not None else next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's own dtype, which sets the tolerances."""
+        W_U = self.readout.W_U
+        return W_U.dtype if W_U is not None else next(self.model.parameters()).dtype
+
+    @property
+    def compute_dtype(self) -> torch.dtype:
+        """float64 for a float64 model, float32 for all others."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def hooks(self) -> list[str]:
+        """Names of all cached activations that a trace needs of this model."""
+        names: list[str | None] = []
+        for layer in self.layers:
+            block = f"blocks.{layer.layer}."
+            names.append(f"{block}hook_resid_pre")
+            if layer.has_attn:
+                names += [f"{block}{name}" for name in ("attn.hook_v", "attn.hook_pattern", "attn.hook_z")]
+                names.append(f"{block}hook_attn_out")
+                names.append(layer.post_scale_hook("attn"))
+            if layer.has_ffn:
+                if not layer.parallel:
+                    names.append(f"{block}hook_resid_mid")
+                names += [f"{block}mlp.hook_post", f"{block}hook_mlp_out"]
+                names.append(layer.post_scale_hook("mlp"))
+        names.append(f"blocks.{self.n_layers - 1}.hook_resid_post")
+        if self.readout.norm is not None:
+            names.append("ln_final.hook_scale")
+        return [name for name in names if name is not None]
+
+    def run(self, tokens: Int[Tensor, " pos"]) -> tuple[Float[Tensor, "pos vocab"], Any]:
+        """One forward pass over one prompt: its logits, and an ActivationCache of `hooks()` and nothing else.
+
+        Raises:
+            UnsupportedModelError: if the model does not cache one of them.
+        """
+        wanted = set(self.hooks())
+        with torch.no_grad():
+            logits, cache = self.model.run_with_cache(tokens[None], names_filter=lambda name: name in wanted)
+        missing = [name for name in self.hooks() if name not in cache]
+        if missing:
+            raise UnsupportedModelError(
+                f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart (blocks "
+                "that norm after the addition, as in GPT-1, have no such residual stream; attention that is not "
+                "'eager' has no pattern): boot a pre-norm model with attn_implementation='eager'."
+            )
+        return logits[0], cache
+
+    def first_residual(self, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
+        """What enters layer 0 for a prompt: computed anew, stopping before that layer's output."""
+        name = "blocks.0.hook_resid_pre"
+        with torch.no_grad():
+            _, cache = self.model.run_with_cache(tokens[None], names_filter=lambda n: n == name, stop_at_layer=1)
+        return cache[name][0]
+
+
+def view_of(model: Any) -> ModelView:
+    """The view of a TransformerBridge or a HookedTransformer.
+
+    Raises:
+        UnsupportedModelError: for any other object, and for a model without a list of blocks.
+        ValueError: for a bridge in training mode.
+    """
+    return model if isinstance(model, ModelView) else ModelView(model)

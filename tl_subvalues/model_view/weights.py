@@ -1,0 +1,183 @@
+"""Weights of one layer by the method's names, each a view of the model's own tensor and never a stack of layers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view import host
+from tl_subvalues.norms import Norm, Passage
+
+
+@dataclass(frozen=True)
+class Attention:
+    """An attention sublayer. `norm` is the one it reads through (None: the raw residual stream)."""
+
+    W_O: Float[Tensor, "head d_head d_model"]
+    b_O: Float[Tensor, " d_model"] | None
+    W_V: Float[Tensor, "kv_head d_model d_head"] | None
+    b_V: Float[Tensor, "kv_head d_head"] | None
+    norm: Norm | None
+    passage: Passage
+
+    @property
+    def n_heads(self) -> int:
+        """Number of query heads."""
+        return self.W_O.shape[0]
+
+
+@dataclass(frozen=True)
+class FFN:
+    """A feed-forward sublayer, plain (`W_gate` None) or gated. A neuron's subvalue is coefficient * W_out row.
+
+    Plain: coefficient = act(x W_in + b_in). Gated: act(x W_gate + b_gate) * (x W_in + b_in) + b_post, where b_post
+    is what HookedTransformer's gated FFN adds after the product (None elsewhere). x is read through `norm`.
+    """
+
+    W_in: Float[Tensor, "d_model neuron"] | None
+    b_in: Float[Tensor, " neuron"] | None
+    W_gate: Float[Tensor, "d_model neuron"] | None
+    b_gate: Float[Tensor, " neuron"] | None
+    b_post: Float[Tensor, " neuron"] | None
+    W_out: Float[Tensor, "neuron d_model"]
+    b_out: Float[Tensor, " d_model"] | None
+    norm: Norm | None
+    passage: Passage
+
+
+@dataclass(frozen=True)
+class ReadoutPieces:
+    """What stands between the final residual stream and the logits: cap * tanh(factor * unembed(norm(x)) / cap)."""
+
+    norm: Norm | None
+    W_U: Float[Tensor, "d_model vocab"] | None
+    b_U: Float[Tensor, " vocab"] | None
+    unembed: Callable[[Tensor], Tensor]
+    factor: float
+    soft_cap: float | None
+    d_vocab: int
+
+
+class Layer:
+    """One block: what it has, and its weights on request."""
+
+    def __init__(self, model: Any, layer: int) -> None:
+        self.layer = layer
+        self._model = model
+        self._block = model.blocks[layer]
+        self._modules: dict[str, Any] = self._block._modules
+        self.has_attn = "attn" in self._modules
+        self.has_ffn = "mlp" in self._modules
+
+    def mixers(self) -> list[str]:
+        """Sublayers of other kinds: convolutions, state spaces, linear attention."""
+        known = ("attn", "mlp", "ln", "norm", "hook", "_original_component")
+        return [name for name in self._modules if not name.startswith(known)]
+
+    @property
+    def parallel(self) -> bool:
+        """Whether attention and FFN read the same input: such a block has no residual stream between them."""
+        return f"blocks.{self.layer}.hook_resid_mid" not in self._model.hook_dict
+
+    def attention(self) -> Attention:
+        """The attention sublayer.
+
+        Raises:
+            UnsupportedModelError: if the block has none, or none with readable weights.
+        """
+        if not self.has_attn:
+            raise self._refusal("has no attention sublayer that can be decomposed")
+        attn = self._block.attn
+        try:
+            W_O, b_O = attn.W_O, attn.b_O
+        except (AttributeError, NotImplementedError) as error:
+            raise self._refusal(f"hides its attention's output weights ({error})") from error
+        W_V, b_V = _value_weights(attn)
+        return Attention(
+            W_O=W_O.detach(),
+            b_O=_detach(b_O),
+            W_V=_detach(W_V),
+            b_V=_detach(b_V),
+            norm=self._pre_norm("attn"),
+            passage=self.passage("attn"),
+        )
+
+    def ffn(self) -> FFN:
+        """The feed-forward sublayer.
+
+        Raises:
+            UnsupportedModelError: if the block has none, or a mixture of experts.
+        """
+        if not self.has_ffn:
+            raise self._refusal("has no feed-forward sublayer")
+        mlp = self._block.mlp
+        W_out = _read(mlp, "W_out")
+        if not isinstance(W_out, Tensor) or W_out.ndim != 2:
+            raise self._refusal(
+                f"has a feed-forward sublayer without neurons of its own ({type(mlp).__name__}: a mixture of experts?)"
+            )
+        W_gate, b_in = _read(mlp, "W_gate"), _read(mlp, "b_in")
+        adds_after_product = W_gate is not None and host.is_hooked(self._model)
+        return FFN(
+            W_in=_detach(_read(mlp, "W_in")),
+            b_in=None if adds_after_product else _detach(b_in),
+            W_gate=_detach(W_gate),
+            b_gate=_detach(_read(mlp, "b_gate")),
+            b_post=_detach(b_in) if adds_after_product else None,
+            W_out=W_out.detach(),
+            b_out=_detach(_read(mlp, "b_out")),
+            norm=self._pre_norm("mlp"),
+            passage=self.passage("mlp"),
+        )
+
+    def passage(self, sublayer: str) -> Passage:
+        """What stands between a sublayer's sum and the residual stream."""
+        name = self.post_norm_name(sublayer)
+        norm = host.norm_of(self._modules[name], self._model.cfg) if name else None
+        return Passage(norm, host.residual_multiplier(self._block))
+
+    def post_norm_name(self, sublayer: str) -> str | None:
+        """Name of the sublayer's post-norm in the block (its `hook_scale` is in the cache), or None."""
+        return host.post_norm_name(self._model, self._block, sublayer)
+
+    def post_scale_hook(self, sublayer: str) -> str | None:
+        """Full name of the hook that holds the post-norm's scale, or None."""
+        name = self.post_norm_name(sublayer)
+        return f"blocks.{self.layer}.{name}.hook_scale" if name else None
+
+    def _pre_norm(self, sublayer: str) -> Norm | None:
+        """The norm that a sublayer reads through. A parallel block's FFN shares ln1 unless it has its own ln2."""
+        post_norms = {self.post_norm_name("attn"), self.post_norm_name("mlp")}
+        names = ["ln1"] if sublayer == "attn" else ["ln2", "ln1"] if self.parallel else ["ln2"]
+        for name in names:
+            if name in self._modules and name not in post_norms:
+                return host.norm_of(self._modules[name], self._model.cfg)
+        return None
+
+    def _refusal(self, reason: str) -> UnsupportedModelError:
+        return UnsupportedModelError(
+            f"{host.model_name(self._model)}: layer {self.layer} {reason}; the layers that have what you ask for can "
+            "still be decomposed one by one, and whole sublayers by trace.layers()."
+        )
+
+
+def _read(module: Any, name: str) -> Any:
+    """An attribute that a class may lack or refuse: None then."""
+    try:
+        return getattr(module, name)
+    except (AttributeError, NotImplementedError):
+        return None
+
+
+def _value_weights(attn: Any) -> tuple[Any, Any]:
+    """W_V and b_V per key/value head; HookedTransformer's own attributes are copies expanded to query heads."""
+    if isinstance(_read(attn, "_W_V"), Tensor):
+        return attn._W_V, attn._b_V
+    return _read(attn, "W_V"), _read(attn, "b_V")
+
+
+def _detach(tensor: Any) -> Tensor | None:
+    return tensor.detach() if isinstance(tensor, Tensor) else None

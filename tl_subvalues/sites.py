@@ -1,0 +1,117 @@
+"""The places of one run where a sublayer adds to the residual stream, and the parts that it adds there."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_subvalues.model_view import Activations, ModelView
+from tl_subvalues.subvalues import (
+    HeadPositionSubvalues,
+    NeuronSubvalues,
+    Subvalues,
+    WholeSubvalues,
+    weighted_values,
+)
+
+Unit = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sublayer at one position: what it reads (x) and what it adds."""
+
+    layer: int
+    sublayer: str
+    residual: Float[Tensor, " d_model"]
+    output: Float[Tensor, " d_model"]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """One site's subvalues, and the axes that they are counted along, outermost first."""
+
+    subvalues: Subvalues
+    axes: dict[str, int]
+
+    def fields(self, index: Int[Tensor, " n"]) -> dict[str, Tensor]:
+        """Head, position, dim or neuron of the chosen parts; their coefficient where they are neurons."""
+        found: dict[str, Tensor] = {}
+        rest = index
+        for name, size in reversed(self.axes.items()):
+            found[name], rest = rest % size, rest // size
+        if isinstance(self.subvalues, NeuronSubvalues):
+            found["coefficient"] = self.subvalues.coefficients[index.to(self.subvalues.coefficients.device)].cpu()
+        return found
+
+
+class Run:
+    """One prompt's activations at one position, taken apart on request."""
+
+    def __init__(self, view: ModelView, activations: Activations, position: int) -> None:
+        self.view = view
+        self.activations = activations
+        self.position = position
+
+    def sites(self) -> list[Site]:
+        """All sublayers, in order of computation."""
+        return [
+            Site(
+                layer.layer,
+                sublayer,
+                self.activations.residual(layer.layer, sublayer, self.position)[0],
+                self.activations.output(layer.layer, sublayer, self.position)[0],
+            )
+            for layer in self.view.layers
+            for sublayer, present in (("attn", layer.has_attn), ("mlp", layer.has_ffn))
+            if present
+        ]
+
+    def parts(self, site: Site, unit: Unit) -> Parts:
+        """The parts of one site.
+
+        Raises:
+            UnsupportedModelError: if the sublayer has no such parts, or none that can be told apart.
+        """
+        if unit == "sublayer":
+            return Parts(WholeSubvalues(site.output[None]), {})
+        if unit == "ffn_neuron":
+            return self._ffn_neurons(site.layer)
+        attention = self.view.layer(site.layer).attention()
+        scale = self._post_scale(site.layer, "attn")
+        n_heads, d_head, _ = attention.W_O.shape
+        if unit == "head":
+            z = self.activations.z(site.layer, self.position)[0].reshape(n_heads, d_head)
+            heads = torch.einsum("he,hem->hm", z, attention.W_O.to(z))
+            return Parts(WholeSubvalues(attention.passage.carry(heads, scale)), {"head": n_heads})
+        z_p = self.weighted_values(site.layer)
+        if unit == "head_position":
+            subvalues = HeadPositionSubvalues(z_p.transpose(0, 1), attention.W_O, attention.passage, scale)
+            return Parts(subvalues, {"head": n_heads, "position": len(z_p)})
+        neurons = NeuronSubvalues(z_p.flatten(), attention.W_O.flatten(0, 1), attention.passage, scale)
+        return Parts(neurons, {"position": len(z_p), "head": n_heads, "dim": d_head})
+
+    def weighted_values(self, layer: int) -> Float[Tensor, "source head d_head"]:
+        """z_p of every source position that the query can see."""
+        attention = self.view.layer(layer).attention()
+        pattern = self.activations.pattern(layer, self.position)[0]
+        values = self.activations.values(layer, attention.n_heads)[0]
+        sources = self.n_sources(pattern)
+        return weighted_values(pattern[:, :sources], values[:sources])
+
+    def n_sources(self, pattern: Float[Tensor, "head key"]) -> int:
+        """Source positions up to the query; more only if the pattern looks ahead."""
+        seen = torch.nonzero(pattern.amax(0)).flatten()
+        return max(self.position, int(seen[-1]) if len(seen) else 0) + 1
+
+    def _ffn_neurons(self, layer: int) -> Parts:
+        ffn = self.view.layer(layer).ffn()
+        m = self.activations.coefficients(layer, ffn.W_out.shape[0], self.position)[0]
+        neurons = NeuronSubvalues(m, ffn.W_out, ffn.passage, self._post_scale(layer, "mlp"))
+        return Parts(neurons, {"neuron": len(m)})
+
+    def _post_scale(self, layer: int, sublayer: str) -> Float[Tensor, " 1"] | None:
+        scale = self.activations.post_scale(layer, sublayer, self.position)
+        return None if scale is None else scale[0]

@@ -1,0 +1,269 @@
+"""One prompt, one target: where the target's log-probability comes from. The stages in order, checks first."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.importance import as_prob_increase
+from tl_subvalues.labels import parse_label
+from tl_subvalues.model_view import (
+    Activations,
+    ModelView,
+    check_readout,
+    check_run,
+    decode_each,
+    prompt_tokens,
+    resolve_target,
+    view_of,
+)
+from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.readout import Readout
+from tl_subvalues.search import Group, rank
+from tl_subvalues.sites import Parts, Run, Site, Unit
+from tl_subvalues.subvalues import NeuronSubvalues
+from tl_subvalues.tables import increase_table, vocabulary_table
+
+SCALES = ("frozen", "recomputed")
+
+
+def trace(
+    model: Any,
+    prompt: Any,
+    target: Any,
+    *,
+    position: int = -1,
+    scale: str = "frozen",
+    prepend_bos: bool | None = None,
+    cache: Any = None,
+) -> "Trace":
+    """Trace a target token through one prompt: which layers, heads, source positions and neurons raise its log-probability.
+
+    Args:
+        model: a TransformerLens model (TransformerBridge, raw or in compatibility mode, or HookedTransformer).
+        prompt: text, or token ids (list, [pos] or [1, pos] tensor).
+        target: text of exactly one token, or a token id.
+        position: where the target is predicted; negative counts from the end.
+        scale: "frozen" holds the final norm's scale at this run's final residual stream (the paper's way), "recomputed" takes
+            it from whatever is read (the logit lens).
+        prepend_bos: goes to `model.to_tokens`; None is the model's own default.
+        cache: an ActivationCache made earlier for the same prompt. Without one the model runs once.
+
+    Raises:
+        UnsupportedModelError: if the model's blocks or readout do not add up to what it computes.
+        ValueError: for a bad prompt, target, position or scale, a cache of another prompt or of several, a model in training mode,
+            or NaN in the residual stream.
+        KeyError: if the cache lacks hooks; it lists them all.
+    """
+    view = view_of(model)
+    if scale not in SCALES:
+        raise ValueError(f"scale is 'frozen' or 'recomputed', got {scale!r}.")
+    tokens = prompt_tokens(view, prompt, prepend_bos)
+    target_id = resolve_target(view, target)
+    at = resolve_index(position, len(tokens), "position")
+    if cache is None:
+        logits, cache = view.run(tokens)
+        activations, own = Activations(view, cache), logits[at]
+        check_run(view, activations, at)
+    else:
+        activations = Activations(view, cache)
+        _require_same_prompt(view, activations, tokens)
+        check_run(view, activations, at)
+        own = None
+    final_scale = activations.final_scale(at)
+    frozen = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
+    log_probs = frozen.log_probs(activations.final_residual(at)[0])
+    if own is None:
+        _check_readout_anew(view, tokens)
+    else:
+        check_readout(view, log_probs, own)
+    log_prob = float(log_probs[target_id])
+    return Trace(
+        tokens=tokens,
+        str_tokens=decode_each(view, tokens.tolist()),
+        target_id=target_id,
+        target_token=decode_each(view, [target_id])[0],
+        position=at,
+        log_prob=log_prob,
+        prob=float(log_probs[target_id].exp()),
+        rank=1 + int((log_probs > log_probs[target_id]).sum()),
+        scale=scale,
+        model=view.model,
+        cache=cache,
+        readout=frozen if scale == "frozen" else Readout(view, scale="recomputed"),
+        run=Run(view, activations, at),
+    )
+
+
+def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[Tensor, " pos"]) -> None:
+    """Raise unless a given cache is complete, of one prompt, and of this one."""
+    activations.require(view.hooks())
+    batch, n_positions = (activations.length("blocks.0.hook_resid_pre", dim) for dim in (0, 1))
+    if batch != 1:
+        raise ValueError(f"the cache holds a batch of {batch} prompts where one is needed; run the prompts one by one.")
+    if n_positions != len(tokens):
+        raise ValueError(
+            f"the cache belongs to another prompt: it has {n_positions} positions, the prompt {len(tokens)} tokens "
+            "(was one of them made with a BOS token, or with pos_slice?)."
+        )
+    cached = activations.residual(0, "attn")[0]
+    own = view.first_residual(tokens).to(cached)
+    if not torch.allclose(cached, own, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
+        differing = int((cached - own).abs().amax(-1).argmax())
+        raise ValueError(
+            f"the cache belongs to another prompt: what enters layer 0 differs at position {differing}; make it with "
+            "these tokens, or leave cache=None."
+        )
+
+
+def _check_readout_anew(view: ModelView, tokens: Int[Tensor, " pos"]) -> None:
+    """Compare our readout with the model's own logits on a few tokens, where a given cache came without logits."""
+    logits, cache = view.run(tokens[:4])
+    activations = Activations(view, cache)
+    final_scale = activations.final_scale(-1)
+    readout = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
+    check_readout(view, readout.log_probs(activations.final_residual(-1)[0]), logits[-1])
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """One prompt, one target, taken apart; made by `trace`. Tables are pandas DataFrames, labels TransformerLens's."""
+
+    tokens: Int[Tensor, " pos"]
+    str_tokens: list[str]
+    target_id: int
+    target_token: str
+    position: int  # where the target is predicted, counted from the front
+    log_prob: float  # of the target, in nats
+    prob: float
+    rank: int  # of the target among all words; 1 is the top
+    scale: str
+    model: Any = field(repr=False)
+    cache: Any = field(repr=False)
+    readout: Readout = field(repr=False)
+    run: Run = field(repr=False)
+
+    def layers(self) -> pd.DataFrame:
+        """Every sublayer's output, in order of computation: columns label, layer, sublayer, and the two increases."""
+        table = self._table("sublayer", None, True, False)
+        return table.sort_values(["layer", "sublayer"], ignore_index=True)  # "attn" before "mlp"
+
+    def heads(self, top: int | None = None, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+        """Attention heads: columns label, layer, head, and the two increases, highest first."""
+        return self._table("head", top, largest, show_progress)
+
+    def head_positions(
+        self, top: int | None = None, *, largest: bool = True, show_progress: bool = False
+    ) -> pd.DataFrame:
+        """Attention heads at one source position each: columns label, layer, head, position, token, and the two increases."""
+        return self._table("head_position", top, largest, show_progress)
+
+    def attn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+        """Attention neurons: columns label, layer, head, dim, position, token, coefficient, and the two increases."""
+        return self._table("attn_neuron", top, largest, show_progress)
+
+    def ffn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+        """FFN neurons: columns label, layer, neuron, coefficient, and the two increases, highest first.
+
+        Raises:
+            UnsupportedModelError: if a layer has no neurons of its own (a mixture of experts), naming it.
+        """
+        return self._table("ffn_neuron", top, largest, show_progress)
+
+    def vocabulary(self, label: str, k: int = 10) -> pd.DataFrame:
+        """The tokens that a component writes and suppresses: columns side, rank, token, token_id, bs_value.
+
+        A neuron is read by its W_out or W_O row, sign as stored: where its coefficient is negative, top and
+        bottom change places. A head or a sublayer is read by its output at the trace's position.
+
+        Raises:
+            ValueError: if there is no such component.
+        """
+        if k < 1:
+            raise ValueError(f"k is a positive number, got {k!r}.")
+        values = self.readout.bs_values(self._written(label))
+        k = min(k, len(values))
+        sides = []
+        for side, largest in (("top", True), ("bottom", False)):
+            best = torch.topk(values, k, largest=largest)
+            ids = best.indices.tolist()
+            sides.append((side, decode_each(self._view, ids), ids, best.values.tolist()))
+        return vocabulary_table(sides)
+
+    @property
+    def _view(self) -> ModelView:
+        return self.run.view
+
+    @cached_property
+    def _sites(self) -> list[Site]:
+        return self.run.sites()
+
+    @cached_property
+    def _log_probs(self) -> Float[Tensor, "site vocab"]:
+        """Log-probs at every sublayer's input."""
+        return self.readout.log_probs(torch.stack([site.residual for site in self._sites]))
+
+    def _table(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
+        sublayers = {"sublayer": ("attn", "mlp"), "ffn_neuron": ("mlp",)}.get(unit, ("attn",))
+        numbers = [i for i, site in enumerate(self._sites) if site.sublayer in sublayers]
+        sites = [self._sites[i] for i in numbers]
+        parts = self._all_parts(sites, unit)
+        groups = [
+            Group(site.residual, self._log_probs[i], part.subvalues)
+            for i, site, part in zip(numbers, sites, parts, strict=True)
+        ]
+        ranking = rank(self.readout, groups, self.target_id, top=top, largest=largest, show_progress=show_progress)
+        base = self._log_probs[numbers, self.target_id].cpu()[ranking.group]
+        columns: dict[str, np.ndarray] = {}
+        for number, (site, part) in enumerate(zip(sites, parts, strict=True)):
+            mine = (ranking.group == number).numpy()
+            fields = {"layer": site.layer, "sublayer": site.sublayer, **part.fields(ranking.index[mine])}
+            for name, values in fields.items():
+                values = np.asarray(values)
+                columns.setdefault(name, np.empty(len(mine), values.dtype if values.dtype.kind != "U" else object))
+                columns[name][mine] = values
+        if "position" in columns:
+            columns["token"] = np.array(self.str_tokens, dtype=object)[columns["position"]]
+        return increase_table(unit, columns, ranking.increase.numpy(), as_prob_increase(ranking.increase, base).numpy())
+
+    def _all_parts(self, sites: list[Site], unit: Unit) -> list[Parts]:
+        """The parts of every site; one error that names all the layers that have none."""
+        parts: list[Parts] = []
+        refused: dict[int, UnsupportedModelError] = {}
+        for site in sites:
+            try:
+                parts.append(self.run.parts(site, unit))
+            except UnsupportedModelError as error:
+                refused[site.layer] = error
+        if refused:
+            first = next(iter(refused.values()))
+            more = f" (so do layers {', '.join(map(str, list(refused)[1:]))})" if len(refused) > 1 else ""
+            raise UnsupportedModelError(f"{first}{more}") from first
+        return parts
+
+    def _written(self, label: str) -> Float[Tensor, " d_model"]:
+        """What the component of a label writes into the residual stream."""
+        component = parse_label(label)
+        site = next((s for s in self._sites if (s.layer, s.sublayer) == (component.layer, component.sublayer)), None)
+        if site is None:
+            raise ValueError(
+                f"{label!r} is not in {self._view.name}, whose {self._view.n_layers} layers have no such sublayer."
+            )
+        parts = self.run.parts(site, component.kind)
+        index = 0
+        for name, size in parts.axes.items():
+            value = getattr(component, name)
+            if not 0 <= value < size:
+                raise ValueError(f"{label!r} is not in this trace: {name} {value} is not below {size}.")
+            index = index * size + value
+        subvalues = parts.subvalues
+        if isinstance(subvalues, NeuronSubvalues):
+            row = subvalues.directions[index % len(subvalues.directions)].to(subvalues.coefficients)
+            return subvalues.passage.carry(row, subvalues.scale)
+        return subvalues.vectors(torch.tensor([index]))[0]
