@@ -2,4 +2,4 @@
 
 
 class UnsupportedModelError(ValueError):
-    """A model, or a block of it, that cannot be decomposed exactly; the message names it, the reason and the way out."""
+    """A model, or a block of it, that cannot be decomposed exactly: which, why, and the way out."""

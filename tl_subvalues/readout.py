@@ -1,24 +1,28 @@
-"""The residual stream in vocabulary space: final norm, unembedding, log-softmax (method of arXiv 2312.12141, section 3).
+"""The residual stream in vocabulary space: final norm, unembedding, log-softmax (arXiv 2312.12141, section 3).
 
-readout(x) = cap * tanh(factor * (N(x) W_U + b_U) / cap), with N the model's final norm, gain and bias included, and a soft
-cap or a factor where the model has one. The scale of N is a choice: *frozen* at one run's final residual stream
-(N is then affine, and so are the logits unless capped) or *recomputed* from each x (the logit lens).
+readout(x) = cap * tanh(factor * (N(x) W_U + b_U) / cap), with N the model's final norm, gain and bias included, and a
+soft cap or a factor where the model has one. The scale of N is a choice: *frozen* at one run's final residual stream (N is
+then affine, and so are the logits unless capped) or *recomputed* from each x (the logit lens).
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.model_view import ReadoutPieces, view_of
 
-# Vectors and words read at a time: a block of bs-values is 8 MB, which stays near the processor.
-VECTOR_BLOCK = 512
-VOCAB_BLOCK = 4096
-# exp() sums in float32 are trusted between these; outside, the sum is done again around its maximum.
+# Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
+# have VECTOR_BLOCK rows (padded with zeros), so that a vector gives the same bits whatever stands beside it: ties stay
+# ties, and a search gives what a sweep gives.
+VECTOR_BLOCK = 128
+VOCAB_BLOCK = 2048
+# An accelerator wants more at a time: a block of 128 MB.
+ACCELERATOR_BLOCKS = (2048, 16384)
+# Sums of exp() in float32 are trusted between these; outside, the sum is done again around its maximum.
 _SAFE_SUM = (1e-30, 1e30)
 
 
@@ -27,8 +31,8 @@ class Readout:
 
     Args:
         model: a TransformerLens model.
-        scale: "recomputed", or the frozen scale, a tensor that broadcasts to [*rest, 1] for residuals [*rest, d_model], such as
-            `cache["ln_final.hook_scale"][:, -1]`; ignored by a model without a final norm.
+        scale: "recomputed", or the frozen scale, a tensor that broadcasts to [*rest, 1] for residuals [*rest, d_model],
+            such as `cache["ln_final.hook_scale"][:, -1]`; ignored by a model without a final norm.
 
     Raises:
         UnsupportedModelError: if something else than the final norm stands before the unembedding.
@@ -55,6 +59,11 @@ class Readout:
     def affine(self) -> bool:
         """Whether logits are affine in the residual stream: scale frozen, no soft cap, a plain unembedding."""
         return self.frozen and self._pieces.soft_cap is None and self._pieces.W_U is not None
+
+    @property
+    def bounded(self) -> bool:
+        """Whether Jensen's bound on increases holds: logits affine in N(x), whatever is done with the scale."""
+        return self._pieces.soft_cap is None and self._pieces.W_U is not None
 
     @property
     def d_vocab(self) -> int:
@@ -100,62 +109,124 @@ class Readout:
             return x
         return norm(x) if self.scale is None else norm.affine(x, self.scale)
 
-    def linear(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-        """The linear part of N(v)."""
+    def linear(
+        self, vectors: Float[Tensor, "*rest d_model"], scale: Tensor | None = None
+    ) -> Float[Tensor, "*rest d_model"]:
+        """The linear part of N(v), at a given scale, the frozen scale, or else each vector's own."""
         v, norm = self._cast(vectors), self._pieces.norm
-        if norm is None:
-            return v
-        return norm.linear(v, norm.scale(v) if self.scale is None else self.scale)
+        return v if norm is None else norm.linear(v, self.scale_at(v) if scale is None else scale)
+
+    def pulled_back(self, covectors: Float[Tensor, "*rest d_model"], scale: Tensor) -> Float[Tensor, "*rest d_model"]:
+        """The transpose of `linear` at a scale: <c, linear(v, scale)> = <pulled_back(c, scale), v>."""
+        norm = self._pieces.norm
+        return covectors if norm is None else norm.transposed(covectors, scale)
+
+    def centred(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
+        """What the final norm takes the scale of: C(v)."""
+        return vectors if self._pieces.norm is None else self._pieces.norm.centre(vectors)
+
+    def scale_at(self, residual: Float[Tensor, "*rest d_model"]) -> Tensor:
+        """The scale that a residual stream is read at: the frozen one, or its own; 1 without a final norm."""
+        norm = self._pieces.norm
+        if norm is None or self.scale is not None:
+            return residual.new_ones(()) if self.scale is None else self.scale
+        return norm.scale(residual)
 
     def bs_value(self, lin: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
         """Before-softmax value of one word for vectors already through `linear`."""
         if self._pieces.W_U is None:
             return self._project(lin)[:, token] * self._pieces.factor
-        return lin @ self._cast(self._pieces.W_U[:, token]) * self._pieces.factor
+        return lin @ self.column(token)
 
-    def log_mean_exp(self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, " vocab"]) -> Float[Tensor, " n"]:
-        """Log Σ_t p_t exp(bs_t) for vectors already through `linear`, with p a distribution over the words.
+    def log_mean_exp(
+        self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site vocab"], site: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Log Σ_t p_t exp(bs_t) for vectors already through `linear`; vector i under the distribution log_p[site[i]].
 
-        Never holds vectors × vocabulary: blocks of `VOCAB_BLOCK` words. Affine readouts only.
+        Never holds vectors × vocabulary. Affine readouts only.
         """
-        total = torch.zeros(len(lin), dtype=torch.float64, device=lin.device)
-        lin = lin * self._pieces.factor
-        for words, W in self._blocks():
-            for rows, sums in zip(lin.split(VECTOR_BLOCK), total.split(VECTOR_BLOCK), strict=True):
-                sums += torch.addmm(log_p[words], rows, W).exp_().sum(-1)
-        return self._finish(total, lin, log_p)
+
+        def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
+            return (rows @ W).add_(log_p[:, words][site[at]])
+
+        n = len(lin)
+        lin, site = _padded(lin * self._pieces.factor, self._block_sizes[0]), _padded(site, self._block_sizes[0])
+        return self._log_sum_exp(lin, block)[:n]
 
     def normed_log_prob(self, normed: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
         """Log-probability of one word for residuals already through `normed`, the vocabulary read in blocks."""
         if self._pieces.W_U is None:
-            return self._logits(normed).log_softmax(-1)[:, token]
-        target = self._capped(normed @ self._cast(self._pieces.W_U[:, token]) + self._bias(slice(token, token + 1)))
-        highest, total = torch.full_like(target, -torch.inf), torch.zeros_like(target)
-        for words, W in self._blocks():
-            logits = self._capped(torch.addmm(self._bias(words), normed, W))
-            new = torch.maximum(highest, logits.amax(-1))
-            total = total * (highest - new).exp() + logits.sub_(new[:, None]).exp_().sum(-1)
-            highest = new
-        return target - highest - total.log()
+            return torch.cat([self._logits(rows).log_softmax(-1)[:, token] for rows in normed.split(VECTOR_BLOCK)])
+        W_U = self._pieces.W_U
+        target = self._capped(normed @ self._cast(W_U[:, token]) + self._bias(slice(token, token + 1)))
+        rows, shift = _padded(normed, self._block_sizes[0]), _padded(target, self._block_sizes[0])
 
-    def _finish(self, total: Tensor, scaled: Tensor, log_p: Tensor) -> Tensor:
-        """The logarithm of sums of exp, done again around their maximum where the plain sum over- or underflowed."""
-        result = total.log().to(scaled.dtype)
+        def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
+            return self._capped((rows @ W).add_(self._bias(words))).sub_(shift[at, None])
+
+        return -self._log_sum_exp(rows, block)[: len(target)]
+
+    def column(self, token: int) -> Float[Tensor, " d_model"]:
+        """One word's readout column: bs_value(lin, token) = <lin, column>. Affine readouts only."""
+        assert self._pieces.W_U is not None
+        return self._cast(self._pieces.W_U[:, token]) * self._pieces.factor
+
+    def mean_columns(self, log_p: Float[Tensor, "site vocab"]) -> Float[Tensor, "site d_model"]:
+        """Σ_t p_t u_t, the expected readout column under each distribution. Affine readouts only."""
+        assert self._pieces.W_U is not None
+        total = torch.zeros(len(log_p), self._pieces.W_U.shape[0], dtype=self._dtype, device=self._device)
+        for words, W in self._blocks():
+            total += log_p[:, words].exp() @ W.T
+        return total * self._pieces.factor
+
+    def column_spread(
+        self, log_p: Float[Tensor, "site vocab"], mean: Float[Tensor, "site d_model"]
+    ) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
+        """How far readout columns lie from their mean under each distribution: max_t ‖u_t − ū‖, and E_p ‖u_t − ū‖²."""
+        widest = torch.zeros(len(mean), dtype=self._dtype, device=self._device)
+        variance = torch.zeros_like(widest)
+        for words, W in self._blocks():
+            columns = W * self._pieces.factor
+            squared = columns.pow(2).sum(0) - 2 * mean @ columns + mean.pow(2).sum(-1, keepdim=True)
+            widest = torch.maximum(widest, squared.amax(-1))
+            variance += (log_p[:, words].exp() * squared.clamp(min=0)).sum(-1)
+        return widest.clamp(min=0).sqrt(), variance
+
+    def _log_sum_exp(
+        self, rows: Float[Tensor, "n d_model"], block: Callable[[Tensor, Tensor, slice, slice], Tensor]
+    ) -> Float[Tensor, " n"]:
+        """Log Σ_t exp(z_t) with z = block(rows, W, words, at), made and consumed block by block.
+
+        The plain sum where it neither over- nor underflows (log-probs plus bs-values seldom do), else around its
+        maximum.
+        """
+        size = self._block_sizes[0]
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for words, W in self._blocks():
+            for start in range(0, len(rows), size):
+                at = slice(start, start + size)
+                total[at] += block(rows[at], W, words, at).exp_().sum(-1)
+        result = total.log().to(rows.dtype)
         unsafe = ~((total > _SAFE_SUM[0]) & (total < _SAFE_SUM[1]))
-        if unsafe.any():
-            rows = scaled[unsafe]
-            running = torch.full((len(rows),), -torch.inf, dtype=scaled.dtype, device=scaled.device)
-            for words, W in self._blocks():
-                running = torch.logaddexp(running, torch.addmm(log_p[words], rows, W).logsumexp(-1))
-            result[unsafe] = running
+        for start in range(0, len(rows), size):
+            at = slice(start, start + size)
+            if unsafe[at].any():
+                running = torch.full_like(result[at], -torch.inf)
+                for words, W in self._blocks():
+                    running = torch.logaddexp(running, block(rows[at], W, words, at).logsumexp(-1))
+                result[at] = torch.where(unsafe[at], running, result[at])
         return result
 
     def _blocks(self) -> Iterator[tuple[slice, Float[Tensor, "d_model words"]]]:
-        W_U = self._pieces.W_U
+        W_U, step = self._pieces.W_U, self._block_sizes[1]
         assert W_U is not None
-        for start in range(0, self.d_vocab, VOCAB_BLOCK):
-            words = slice(start, min(start + VOCAB_BLOCK, self.d_vocab))
+        for start in range(0, self.d_vocab, step):
+            words = slice(start, min(start + step, self.d_vocab))
             yield words, self._cast(W_U[:, words])
+
+    @property
+    def _block_sizes(self) -> tuple[int, int]:
+        return (VECTOR_BLOCK, VOCAB_BLOCK) if self._device.type == "cpu" else ACCELERATOR_BLOCKS
 
     def _logits(self, normed: Tensor) -> Tensor:
         if self._pieces.W_U is None:
@@ -179,3 +250,9 @@ class Readout:
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(device=self._device, dtype=self._dtype)
+
+
+def _padded(rows: Float[Tensor, "n *rest"], multiple: int) -> Float[Tensor, "padded *rest"]:
+    """Rows filled up with zeros to a multiple."""
+    missing = -len(rows) % multiple
+    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows

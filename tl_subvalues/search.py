@@ -1,4 +1,8 @@
-"""Which subvalues raise the target's log-probability most: over all sublayers, in one order."""
+"""The subvalues that raise the target's log-probability most, over all sublayers: by a sweep, or exactly and sooner.
+
+The search evaluates subvalues in descending order of an upper bound and stops once the k-th best increase found exceeds
+every bound that is left: what comes out is the exact top k, ties included, and the `Certificate` says so.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,8 +12,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_subvalues.bounds import site_bounds
 from tl_subvalues.importance import increases
-from tl_subvalues.readout import Readout
+from tl_subvalues.readout import VECTOR_BLOCK, Readout
 from tl_subvalues.subvalues import Subvalues
 
 # Subvalues made at a time: 1,024 vectors of 4,096 numbers are 16 MB.
@@ -17,12 +22,17 @@ BLOCK = 1024
 
 
 @dataclass(frozen=True)
-class Group:
-    """One sublayer's parts, and the residual stream that they are added to."""
+class Certificate:
+    """How a ranking was found: all candidates evaluated ("sweep"), or as many as the bounds left open ("bound")."""
 
-    residual: Float[Tensor, " d_model"]
-    log_p: Float[Tensor, " vocab"]
-    parts: Subvalues
+    method: str
+    candidates: int
+    evaluated: int
+    kth_value: float | None  # nats; None without candidates
+    last_bound: (
+        float | None
+    )  # highest (lowest for the lowest k) bound of those not evaluated, in nats; None if none is left
+    reason: str | None = None  # why a sweep, where a search was asked for
 
 
 @dataclass(frozen=True)
@@ -32,34 +42,119 @@ class Ranking:
     group: Int[Tensor, " n"]
     index: Int[Tensor, " n"]
     increase: Float[Tensor, " n"]
+    certificate: Certificate
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """All parts of all groups in one order: group by group. Group g's parts are added to residuals[g]."""
+
+    readout: Readout
+    token: int
+    residuals: Float[Tensor, "group d_model"]
+    log_p: Float[Tensor, "group vocab"]
+    groups: Sequence[Subvalues]
+
+    @property
+    def starts(self) -> Int[Tensor, " groups_and_end"]:
+        """Number of the first part of each group, and of all parts."""
+        return torch.tensor([0, *(len(group) for group in self.groups)]).cumsum(0)
+
+    def locate(self, number: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Group of each part, and its index there."""
+        starts = self.starts
+        group = torch.searchsorted(starts, number, right=True) - 1
+        return group, number - starts[group]
+
+    def evaluate(self, number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """Exact increases of the chosen parts; makes no more than the chosen vectors."""
+        group, index = self.locate(number)
+        order = torch.argsort(group, stable=True)
+        device = self.residuals.device
+        made = [
+            self.groups[int(g)].vectors(index[order][group[order] == g].to(device)) for g in group.unique(sorted=True)
+        ]
+        scores = increases(
+            self.readout, self.residuals, self.log_p, group[order].to(device), torch.cat(made), self.token
+        ).cpu()
+        return torch.empty_like(scores).index_copy_(0, order, scores)
 
 
 def rank(
-    readout: Readout,
-    groups: Sequence[Group],
-    token: int,
-    *,
-    top: int | None = None,
-    largest: bool = True,
-    show_progress: bool = False,
+    candidates: Candidates, *, top: int | None = None, largest: bool = True, show_progress: bool = False
 ) -> Ranking:
     """The `top` parts with the highest (or lowest) log-probability increase; ties in order of computation.
+
+    `top=None` evaluates all; so does a readout for which the bound does not hold (a logit soft cap).
 
     Raises:
         ValueError: if `top` is not a positive number.
     """
-    if top is not None and (isinstance(top, bool) or top < 1):
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
         raise ValueError(f"top is a positive number or None for all, got {top!r}.")
-    scores = [torch.zeros(0)]
-    with tqdm(total=sum(len(g.parts) for g in groups), disable=not show_progress, unit="subvalue") as bar:
-        for group in groups:
-            for index in torch.arange(len(group.parts), device=group.residual.device).split(BLOCK):
-                vectors = group.parts.vectors(index)
-                scores.append(increases(readout, group.residual, vectors, token, group.log_p).cpu())
-                bar.update(len(index))
-    increase = torch.cat(scores)
+    if top is None or top >= int(candidates.starts[-1]):
+        return sweep(candidates, top, largest, show_progress)
+    if not candidates.readout.bounded:
+        reason = "logits are not affine in the normed residual stream (a soft cap), so no bound holds"
+        return sweep(candidates, top, largest, show_progress, reason)
+    return search(candidates, top, largest, show_progress)
+
+
+def sweep(
+    candidates: Candidates, top: int | None, largest: bool, show_progress: bool, reason: str | None = None
+) -> Ranking:
+    """Every candidate evaluated, in blocks."""
+    total = int(candidates.starts[-1])
+    increase = candidates.log_p.new_zeros(total).cpu()
+    with tqdm(total=total, disable=not show_progress, unit="subvalue") as bar:
+        for number in torch.arange(total).split(BLOCK):
+            increase[number] = candidates.evaluate(number)
+            bar.update(len(number))
+    return _ranking(candidates, torch.arange(total), increase, top, largest, "sweep", None, reason)
+
+
+def search(candidates: Candidates, top: int, largest: bool, show_progress: bool) -> Ranking:
+    """Candidates evaluated in the order of their bounds, until the k-th value found is beyond all bounds left."""
+    sites = site_bounds(
+        candidates.readout, candidates.residuals, candidates.log_p, candidates.token, both_sides=not largest
+    )
+    sign = 1.0 if largest else -1.0
+    pairs = zip(sites, candidates.groups, strict=True)
+    bounds = [site.upper(parts) if largest else site.lower(parts) for site, parts in pairs]
+    promise = sign * torch.cat(bounds).cpu()
+    order = torch.sort(promise, descending=True, stable=True).indices
+    found = promise.new_zeros(0)
+    # Blocks are padded to VECTOR_BLOCK rows when they are evaluated, so whole ones cost nothing more.
+    step = -(-top // VECTOR_BLOCK) * VECTOR_BLOCK
+    with tqdm(total=len(order), disable=not show_progress, unit="subvalue") as bar:
+        while len(found) < len(order):
+            scores = candidates.evaluate(order[len(found) : len(found) + step])
+            found = torch.cat([found, sign * scores])
+            bar.update(len(scores))
+            step = VECTOR_BLOCK * max(1, step // VECTOR_BLOCK // 2)
+            # Strictly above: a part that ties with the k-th must have been seen, for ties go by order of computation.
+            if len(found) < len(order) and torch.topk(found, top).values[-1] > promise[order[len(found)]]:
+                break
+    left = float(sign * promise[order[len(found)]]) if len(found) < len(order) else None
+    return _ranking(candidates, order[: len(found)], sign * found, top, largest, "bound", left, None)
+
+
+def _ranking(
+    candidates: Candidates,
+    number: Int[Tensor, " evaluated"],
+    increase: Float[Tensor, " evaluated"],
+    top: int | None,
+    largest: bool,
+    method: str,
+    last_bound: float | None,
+    reason: str | None,
+) -> Ranking:
+    """The top of what was evaluated, ties in order of computation."""
+    by_number = torch.argsort(number)
+    number, increase = number[by_number], increase[by_number]
     order = torch.sort(increase, descending=largest, stable=True).indices[:top]
-    sizes = torch.tensor([len(g.parts) for g in groups])
-    starts = sizes.cumsum(0) - sizes
-    group_of = torch.repeat_interleave(torch.arange(len(groups)), sizes)[order]
-    return Ranking(group_of, order - starts[group_of], increase[order])
+    group, index = candidates.locate(number[order])
+    best = increase[order]
+    kth = float(best[-1]) if len(best) else None
+    certificate = Certificate(method, int(candidates.starts[-1]), len(number), kth, last_bound, reason)
+    return Ranking(group, index, best, certificate)

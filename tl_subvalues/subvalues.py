@@ -9,6 +9,7 @@ its scale frozen at the run's value. A `Subvalues` object is one sublayer's part
 and never all at once; `attn_subvalues` and `ffn_subvalues` give them as tensors in TransformerLens's layout.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -21,6 +22,9 @@ from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label,
 from tl_subvalues.model_view import Activations, view_of
 from tl_subvalues.model_view.activations import index_of
 from tl_subvalues.norms import Passage
+
+# Rows of weights converted at a time: 2,048 rows of 4,096 numbers are 32 MB.
+_ROWS = 2048
 
 AttnParts = Literal["head", "head_position", "neuron"]
 
@@ -40,6 +44,10 @@ class Subvalues(Protocol):
         """<covector, v> for every part, without making the parts."""
         ...
 
+    def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
+        """‖linear(v)‖ for every part; `linear` maps [n, d_model] row by row."""
+        ...
+
 
 @dataclass(frozen=True)
 class WholeSubvalues:
@@ -57,6 +65,10 @@ class WholeSubvalues:
     def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
         """<covector, v> for every part."""
         return self.stack @ covector
+
+    def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
+        """‖linear(v)‖ for every part."""
+        return linear(self.stack).norm(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -83,8 +95,15 @@ class NeuronSubvalues:
     def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
         """<covector, v> for every part: one product with the directions, however many source positions there are."""
         pulled_back = self.passage.transposed(covector, self.scale)
-        products = torch.cat([rows.to(pulled_back) @ pulled_back for rows in self.directions.split(4096)])
+        products = torch.cat([rows.to(pulled_back) @ pulled_back for rows in self.directions.split(_ROWS)])
         return (self.coefficients.view(-1, len(products)) * products).flatten()
+
+    def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
+        """‖linear(v)‖ for every part, from the norms of the directions."""
+        blocks = self.directions.split(_ROWS)
+        each = [linear(self.passage.carry(rows.to(self.coefficients), self.scale)).norm(dim=-1) for rows in blocks]
+        norms = torch.cat(each)
+        return (self.coefficients.abs().view(-1, len(norms)) * norms).flatten()
 
 
 @dataclass(frozen=True)
@@ -113,6 +132,11 @@ class HeadPositionSubvalues:
         pulled_back = self.W_O.to(covector) @ self.passage.transposed(covector, self.scale)
         return einops.einsum(self.weighted, pulled_back, "head source d_head, head d_head -> head source").flatten()
 
+    def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
+        """‖linear(v)‖ for every part, the parts made in blocks."""
+        blocks = torch.arange(len(self), device=self.weighted.device).split(_ROWS)
+        return torch.cat([linear(self.vectors(index)).norm(dim=-1) for index in blocks])
+
 
 def weighted_values(
     pattern: Float[Tensor, "*rest head source"], values: Float[Tensor, "*rest source head d_head"]
@@ -140,8 +164,8 @@ def attn_subvalues(
         model: a TransformerLens model.
         cache: an ActivationCache of it.
         layer: which layer.
-        by: "head" (label L23H4); "head_position", a head at one source position (L23H4@3), heads outermost; "neuron", an index
-            of a head at one source position (L23H4D38@3), source positions outermost.
+        by: "head" (label L23H4); "head_position", a head at one source position (L23H4@3), heads outermost; "neuron", an
+            index of a head at one source position (L23H4D38@3), source positions outermost.
         pos_slice: query positions, as in ActivationCache; an int drops the position axis.
         incl_bias: the bias part comes last (label 23_attn_bias), and the stack sums to what enters the residual stream.
         return_labels: return (stack, labels).
@@ -215,7 +239,8 @@ def ffn_subvalues(
         layer: which layer.
         neuron_slice: which neurons (int, tuple, list, slice or None for all), as in ActivationCache.
         pos_slice: positions, as in ActivationCache; an int drops the position axis.
-        incl_bias: the bias part comes last (label 24_mlp_bias); with all neurons, the stack sums to what enters the residual stream.
+        incl_bias: the bias part comes last (label 24_mlp_bias); with all neurons, the stack sums to what enters the
+            residual stream.
         return_labels: return (stack, labels).
 
     Returns:

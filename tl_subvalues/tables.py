@@ -1,6 +1,6 @@
 """Rankings as pandas tables, with the labels and columns that each kind of part has."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ def increase_table(unit: str, parts: dict[str, Any], increase: np.ndarray, prob_
 
 def labels(unit: str, parts: dict[str, Any]) -> list[str]:
     """Labels of parts given by their indices, column by column."""
-    make = {
+    make: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
         "sublayer": (sublayer_label, ("layer", "sublayer")),
         "head": (head_label, ("layer", "head")),
         "head_position": (head_position_label, ("layer", "head", "position")),
@@ -45,12 +45,14 @@ def labels(unit: str, parts: dict[str, Any]) -> list[str]:
 
 
 def vocabulary_table(
-    sides: Sequence[tuple[str, Sequence[str], Sequence[int], Sequence[float]]],
+    label: str | None, sides: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[float]]]
 ) -> pd.DataFrame:
-    """Top and bottom tokens: (side, tokens, ids, bs-values) each in rank order."""
+    """Top and bottom tokens of one component: per side its tokens, their ids and bs-values in rank order."""
+    first = {} if label is None else {"label": label}
     frames = [
         pd.DataFrame(
             {
+                **first,
                 "side": side,
                 "rank": np.arange(1, len(tokens) + 1),
                 "token": list(tokens),
@@ -58,6 +60,6 @@ def vocabulary_table(
                 "bs_value": list(values),
             }
         )
-        for side, tokens, ids, values in sides
+        for side, (tokens, ids, values) in sides.items()
     ]
     return pd.concat(frames, ignore_index=True)

@@ -1,6 +1,7 @@
 """One prompt, one target: where the target's log-probability comes from. The stages in order, checks first."""
 
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -25,10 +26,13 @@ from tl_subvalues.model_view import (
 )
 from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.readout import Readout
-from tl_subvalues.search import Group, rank
+from tl_subvalues.search import Candidates, rank
 from tl_subvalues.sites import Parts, Run, Site, Unit
 from tl_subvalues.subvalues import NeuronSubvalues
 from tl_subvalues.tables import increase_table, vocabulary_table
+
+# Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
+_LABELS = 64
 
 SCALES = ("frozen", "recomputed")
 
@@ -43,22 +47,22 @@ def trace(
     prepend_bos: bool | None = None,
     cache: Any = None,
 ) -> "Trace":
-    """Trace a target token through one prompt: which layers, heads, source positions and neurons raise its log-probability.
+    """Trace a target token through one prompt: which layers, heads and neurons raise its log-probability.
 
     Args:
         model: a TransformerLens model (TransformerBridge, raw or in compatibility mode, or HookedTransformer).
         prompt: text, or token ids (list, [pos] or [1, pos] tensor).
         target: text of exactly one token, or a token id.
         position: where the target is predicted; negative counts from the end.
-        scale: "frozen" holds the final norm's scale at this run's final residual stream (the paper's way), "recomputed" takes
-            it from whatever is read (the logit lens).
+        scale: "frozen" holds the final norm's scale at this run's final residual stream (the paper's way), "recomputed"
+            takes it from whatever is read (the logit lens).
         prepend_bos: goes to `model.to_tokens`; None is the model's own default.
         cache: an ActivationCache made earlier for the same prompt. Without one the model runs once.
 
     Raises:
         UnsupportedModelError: if the model's blocks or readout do not add up to what it computes.
-        ValueError: for a bad prompt, target, position or scale, a cache of another prompt or of several, a model in training mode,
-            or NaN in the residual stream.
+        ValueError: for a bad prompt, target, position or scale, a cache of another prompt or of several, a model in
+            training mode, or NaN in the residual stream.
         KeyError: if the cache lacks hooks; it lists them all.
     """
     view = view_of(model)
@@ -161,7 +165,7 @@ class Trace:
     def head_positions(
         self, top: int | None = None, *, largest: bool = True, show_progress: bool = False
     ) -> pd.DataFrame:
-        """Attention heads at one source position each: columns label, layer, head, position, token, and the two increases."""
+        """Attention heads at one source position: columns label, layer, head, position, token, the two increases."""
         return self._table("head_position", top, largest, show_progress)
 
     def attn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
@@ -176,25 +180,34 @@ class Trace:
         """
         return self._table("ffn_neuron", top, largest, show_progress)
 
-    def vocabulary(self, label: str, k: int = 10) -> pd.DataFrame:
+    def vocabulary(self, label: str | Sequence[str], k: int = 10) -> pd.DataFrame:
         """The tokens that a component writes and suppresses: columns side, rank, token, token_id, bs_value.
 
         A neuron is read by its W_out or W_O row, sign as stored: where its coefficient is negative, top and
-        bottom change places. A head or a sublayer is read by its output at the trace's position.
+        bottom change places. A head or a sublayer is read by its output at the trace's position. For several labels
+        at once there is one more column, `label`, in front.
 
         Raises:
             ValueError: if there is no such component.
         """
         if k < 1:
             raise ValueError(f"k is a positive number, got {k!r}.")
-        values = self.readout.bs_values(self._written(label))
-        k = min(k, len(values))
-        sides = []
-        for side, largest in (("top", True), ("bottom", False)):
-            best = torch.topk(values, k, largest=largest)
-            ids = best.indices.tolist()
-            sides.append((side, decode_each(self._view, ids), ids, best.values.tolist()))
-        return vocabulary_table(sides)
+        labels = [label] if isinstance(label, str) else list(label)
+        tables = []
+        for name, values in zip(labels, self._bs_values(labels), strict=True):
+            sides = {}
+            for side, largest in (("top", True), ("bottom", False)):
+                best = torch.topk(values, min(k, len(values)), largest=largest)
+                ids = best.indices.tolist()
+                sides[side] = (decode_each(self._view, ids), ids, best.values.tolist())
+            tables.append(vocabulary_table(None if isinstance(label, str) else name, sides))
+        return pd.concat(tables, ignore_index=True)
+
+    def _bs_values(self, labels: Sequence[str]) -> Iterator[Float[Tensor, " vocab"]]:
+        """Bs-values of labelled components one by one, the vocabulary read once for every few of them."""
+        for start in range(0, len(labels), _LABELS):
+            vectors = torch.stack([self._written(name) for name in labels[start : start + _LABELS]])
+            yield from self.readout.bs_values(vectors)
 
     @property
     def _view(self) -> ModelView:
@@ -214,11 +227,14 @@ class Trace:
         numbers = [i for i, site in enumerate(self._sites) if site.sublayer in sublayers]
         sites = [self._sites[i] for i in numbers]
         parts = self._all_parts(sites, unit)
-        groups = [
-            Group(site.residual, self._log_probs[i], part.subvalues)
-            for i, site, part in zip(numbers, sites, parts, strict=True)
-        ]
-        ranking = rank(self.readout, groups, self.target_id, top=top, largest=largest, show_progress=show_progress)
+        candidates = Candidates(
+            self.readout,
+            self.target_id,
+            torch.stack([site.residual for site in sites]),
+            self._log_probs[numbers],
+            [part.subvalues for part in parts],
+        )
+        ranking = rank(candidates, top=top, largest=largest, show_progress=show_progress)
         base = self._log_probs[numbers, self.target_id].cpu()[ranking.group]
         columns: dict[str, np.ndarray] = {}
         for number, (site, part) in enumerate(zip(sites, parts, strict=True)):
@@ -230,7 +246,10 @@ class Trace:
                 columns[name][mine] = values
         if "position" in columns:
             columns["token"] = np.array(self.str_tokens, dtype=object)[columns["position"]]
-        return increase_table(unit, columns, ranking.increase.numpy(), as_prob_increase(ranking.increase, base).numpy())
+        increase = ranking.increase
+        table = increase_table(unit, columns, increase.numpy(), as_prob_increase(increase, base).numpy())
+        table.attrs["certificate"] = asdict(ranking.certificate)
+        return table
 
     def _all_parts(self, sites: list[Site], unit: Unit) -> list[Parts]:
         """The parts of every site; one error that names all the layers that have none."""

@@ -13,7 +13,7 @@ Positions = int | slice | Tensor
 
 
 class Activations:
-    """An ActivationCache read through a `ModelView`; every tensor comes in the compute dtype, on the readout's device."""
+    """An ActivationCache read through a `ModelView`: tensors in the compute dtype, on the readout's device."""
 
     def __init__(self, view: ModelView, cache: Any) -> None:
         self._view = view

@@ -58,8 +58,8 @@ def _check_block(view: ModelView, layer: Layer, activations: Activations, positi
     other = layer.mixers()
     if other or not (layer.has_attn or layer.has_ffn):
         raise UnsupportedModelError(
-            f"{view.name}: layer {number} mixes positions by {' and '.join(other) or 'something'} that is no attention, "
-            "which is not covered; attn_subvalues and ffn_subvalues still work on the layers that have those."
+            f"{view.name}: layer {number} mixes positions by something that is no attention ({', '.join(other)}), which is "
+            "not covered; attn_subvalues and ffn_subvalues still work on the layers that have those."
         )
     x = activations.residual(number, "attn", position)
     last = number == view.n_layers - 1

@@ -65,7 +65,8 @@ def require_traceable(model: Any) -> None:
     """Refuse what is no TransformerLens decoder, and a model in training mode.
 
     Raises:
-        UnsupportedModelError: neither TransformerBridge nor HookedTransformer, or no single list of blocks (encoder-decoder, encoder with a task head, …).
+        UnsupportedModelError: neither TransformerBridge nor HookedTransformer, or no single list of blocks
+            (encoder-decoder, encoder with a task head, …).
         ValueError: a bridge in training mode. (A HookedTransformer has no dropout and starts in training mode.)
     """
     if not is_bridge(model) and not is_hooked(model):

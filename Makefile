@@ -1,0 +1,43 @@
+# Everything from a bare clone: each target makes the environment that it needs. A second call reuses it.
+PYTHON ?= python3
+# A fresh `pip install` brings the newest TransformerLens; .venv-tl3 has the oldest that is supported.
+TL_NEW := transformer_lens==4.3.0
+TL_OLD := transformer_lens==3.9.0
+STAMP := .installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+
+.PHONY: demo test test-new test-old lint build bench clean
+
+demo: .venv/$(STAMP)
+	.venv/bin/tl-subvalues trace "The capital of France is" --target " Paris"
+
+test: test-new test-old
+
+test-new: .venv/$(STAMP)
+	.venv/bin/python -m pytest -q
+
+test-old: .venv-tl3/$(STAMP)
+	.venv-tl3/bin/python -m pytest -q
+
+lint: .venv/$(STAMP)
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+build: .venv/$(STAMP)
+	.venv/bin/python -m build --wheel --outdir dist .
+
+bench: .venv/$(STAMP)
+	.venv/bin/python benchmarks/run.py
+
+.venv/$(STAMP): TL := $(TL_NEW)
+.venv-tl3/$(STAMP): TL := $(TL_OLD)
+.venv/$(STAMP) .venv-tl3/$(STAMP):
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	# torch first and alone, so that the pinned build is taken and nothing draws in another.
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TL)" -e ".[all]"
+	rm -f $(@D)/.installed-*
+	touch $@
+
+clean:
+	rm -rf .venv .venv-tl3 dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,414 @@
+"""What is refused, what the refusal says, and that what it advises works. Prompts and targets: test_tokens.py."""
+
+import functools
+
+import jaxtyping
+import pytest
+import torch
+import transformers
+import zoo
+from transformer_lens.model_bridge import TransformerBridge
+
+import tl_subvalues as tlsv
+from tl_subvalues import UnsupportedModelError
+
+TARGET = 9
+MIXTURES = ("mixtral", "olmoe", "qwen3_moe", "granitemoe", "gpt_oss")
+
+
+@pytest.fixture
+def model():
+    return zoo.bridge("llama")
+
+
+@pytest.fixture
+def unchecked(monkeypatch) -> None:
+    """As users have it: annotations are not enforced, so that what speaks is the package's own check."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+def refusal(model, tokens, error=ValueError, **keywords) -> str:
+    with pytest.raises(error) as caught:
+        tlsv.trace(model, tokens, TARGET, **keywords)
+    return str(caught.value)
+
+
+def change(family: str, name: str, value: float):
+    """A model with one entry of one weight replaced."""
+    model = zoo.bridge(family)
+    with torch.no_grad():
+        functools.reduce(getattr, name.split("."), model.original_model).view(-1)[3] = value
+    return model
+
+
+# Arguments of a trace.
+
+
+@pytest.mark.parametrize("position", [7, 100, -8])
+def test_a_position_out_of_range_is_refused(model, tokens, position):
+    """Both ends are checked; the message shows the range, whose ends work."""
+    message = refusal(model, tokens, position=position)
+    assert f"position {position} is out of range" in message
+    assert "-7 to 6" in message
+    assert tlsv.trace(model, tokens, TARGET, position=-7).position == 0
+    assert tlsv.trace(model, tokens, TARGET, position=6).position == 6
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("position", [1.5, None, "last", True], ids=repr)
+def test_a_position_that_is_no_integer_is_refused(model, tokens, position):
+    """A position is one integer: anything else is refused by a sentence that says 'position'."""
+    assert "position" in refusal(model, tokens, position=position)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("scale", ["lens", "", None, 1.0], ids=repr)
+def test_a_scale_of_another_name_is_refused(model, tokens, scale):
+    """The message names both that there are, and both work."""
+    message = refusal(model, tokens, scale=scale)
+    for name in ("frozen", "recomputed"):
+        assert repr(name) in message
+        assert tlsv.trace(model, tokens, TARGET, scale=name).scale == name
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_a_top_of_nothing_is_refused(model, tokens, top):
+    """`top` is a positive number, or None for all."""
+    with pytest.raises(ValueError, match="positive number or None"):
+        tlsv.trace(model, tokens, TARGET).heads(top=top)
+
+
+def test_labels_that_are_not_in_the_trace_are_refused(model, tokens):
+    """Each index out of range is named; k is a positive number."""
+    trace = tlsv.trace(model, tokens, TARGET)
+    for label in ("L2H0", "2_mlp_out", "L0H4", "L0H0@7", "L0H0D8@0", "L1N48", "L9N0"):
+        with pytest.raises(ValueError, match=label):
+            trace.vocabulary(label)
+    with pytest.raises(ValueError, match="labels look like"):
+        trace.vocabulary("neuron 5")
+    with pytest.raises(ValueError, match="positive"):
+        trace.vocabulary("L0H0", k=0)
+
+
+# Caches.
+
+
+def test_a_cache_that_lacks_hooks_lists_them_all(model, tokens):
+    """One KeyError names every missing hook and the call that caches them, which works."""
+    _, whole = model.run_with_cache(tokens)
+    needed = [name for name in tlsv.trace(model, tokens, TARGET).cache if name in whole]
+    kept = "blocks.0.attn.hook_z"
+    _, cache = model.run_with_cache(tokens, names_filter=kept)
+    message = refusal(model, tokens, KeyError, cache=cache)
+    missing = {name for name in needed if name != kept}
+    assert len(missing) > 12
+    assert missing <= {word.strip(",;'\"") for word in message.split()}
+    assert f"{kept}," not in message
+    assert "run_with_cache(tokens) without a names_filter" in message
+    own = tlsv.trace(model, tokens, TARGET)
+    given = tlsv.trace(model, tokens, TARGET, cache=whole)
+    assert own.log_prob == pytest.approx(given.log_prob, abs=1e-5)
+    difference = own.ffn_neurons().set_index("label") - given.ffn_neurons().set_index("label")
+    assert difference.log_prob_increase.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("family", ["gemma2", "cohere"])
+def test_a_cache_without_one_hook_is_refused_whichever_it_is(family, tokens):
+    """Every hook that a trace reads is required, post-norm scales and all."""
+    model = zoo.bridge(family)
+    needed = list(tlsv.trace(model, tokens, TARGET).cache)
+    assert any("ln1_post" in name for name in needed) == (family == "gemma2")
+    for lost in needed:
+        _, cache = model.run_with_cache(tokens, names_filter=[name for name in needed if name != lost])
+        assert lost in refusal(model, tokens, KeyError, cache=cache)
+
+
+def test_a_cache_of_another_prompt_is_refused(model, tokens):
+    """Same length or not, wherever the prompts differ; cache=None, which the message advises, works."""
+    first, last = tokens.clone(), tokens.clone()
+    first[0, 0], last[0, -1] = 50, 51
+    assert not torch.equal(first, tokens)
+    assert not torch.equal(last, tokens)
+    for other in (first, last):
+        _, cache = model.run_with_cache(other)
+        message = refusal(model, tokens, cache=cache)
+        assert "another prompt" in message
+        assert "cache=None" in message
+    assert "position 0" in refusal(model, tokens, cache=model.run_with_cache(first)[1])
+    assert "position 6" in refusal(model, tokens, cache=model.run_with_cache(last)[1])
+    for other in (tokens[:, :5], torch.cat([torch.zeros(1, 1).long(), tokens], 1)):
+        message = refusal(model, tokens, cache=model.run_with_cache(other)[1])
+        assert f"{other.shape[1]} positions" in message
+        assert "7 tokens" in message
+
+
+def test_a_cache_of_some_positions_is_refused(model, tokens):
+    """A cache made with pos_slice lacks the rest of the prompt, and the message mentions pos_slice."""
+    _, cache = model.run_with_cache(tokens, pos_slice=-1)
+    assert "pos_slice" in refusal(model, tokens, cache=cache)
+
+
+def test_a_cache_of_several_prompts_is_refused(model, tokens):
+    """One prompt at a time; a cache without batch axis is one prompt."""
+    _, cache = model.run_with_cache(tokens.repeat(3, 1))
+    message = refusal(model, tokens, cache=cache)
+    assert "batch of 3" in message
+    assert "one by one" in message
+    _, alone = model.run_with_cache(tokens, remove_batch_dim=True)
+    assert tlsv.trace(model, tokens, TARGET, cache=alone).log_prob == pytest.approx(
+        tlsv.trace(model, tokens, TARGET).log_prob, abs=1e-5
+    )
+
+
+def test_a_cache_of_another_model_is_refused(model, tokens):
+    """A cache whose numbers are not this model's does not add up, or belongs to another prompt."""
+    _, cache = zoo.bridge("llama", seed=1).run_with_cache(tokens)
+    refusal(model, tokens, cache=cache)
+    _, cache = model.run_with_cache(tokens)
+    with torch.no_grad():
+        model.original_model.model.layers[1].mlp.down_proj.weight.mul_(1.1)
+    assert "layer 1" in refusal(model, tokens, UnsupportedModelError, cache=cache)
+
+
+# States of a model.
+
+
+def test_training_mode_is_refused(model, tokens):
+    """Dropout would change every run; model.eval(), which the message advises, lets it through."""
+    for module in (model, model.original_model):
+        module.train()
+        assert "model.eval()" in refusal(model, tokens)
+        model.eval()
+        assert tlsv.trace(model, tokens, TARGET)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    ("weight", "place"),
+    [
+        ("model.embed_tokens.weight", "layer 0"),
+        ("model.layers.0.mlp.down_proj.weight", "layer 1"),
+        ("model.layers.0.self_attn.o_proj.weight", "layer"),
+        ("model.layers.1.mlp.down_proj.weight", "after the last layer"),
+    ],
+)
+def test_nan_in_the_residual_stream_is_named(tokens, weight, place, value):
+    """NaN or infinity in any weight that writes is called that, with its place; not a fault of the decomposition."""
+    model = change("llama", weight, value)
+    tokens = torch.zeros_like(tokens)  # the embedding that was changed
+    with pytest.raises(ValueError, match="NaN or infinite") as caught:
+        tlsv.trace(model, tokens, TARGET)
+    assert not isinstance(caught.value, UnsupportedModelError)
+    assert place in str(caught.value)
+
+
+@pytest.mark.parametrize("weight", ["model.norm.weight", "lm_head.weight"])
+def test_nan_in_the_readout_is_named(tokens, weight):
+    """NaN in the final norm or the unembedding is called NaN."""
+    with pytest.raises(ValueError, match="(?i)nan"):
+        tlsv.trace(change("llama", weight, float("nan")), tokens, TARGET)
+
+
+def scaled(activation, hook):
+    return activation * 1.5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+@pytest.mark.parametrize(
+    ("hook", "names"),
+    [
+        ("blocks.0.hook_attn_out", "layer 0"),
+        ("blocks.0.hook_mlp_out", "layer 0"),
+        ("blocks.0.hook_resid_mid", "layer 0"),
+        ("blocks.1.hook_resid_pre", "layer 0"),
+        ("blocks.1.hook_resid_post", "layer 1"),
+        ("ln_final.hook_normalized", "final norm"),
+        ("unembed.hook_out", "final norm"),
+    ],
+)
+def test_a_hook_that_breaks_the_sums_is_refused(family, hook, names, tokens):
+    """Where a user's hook edits a sum behind its parts, nothing adds up: refused, by layer; without the hook it works."""
+    model = zoo.bridge(family)
+    with model.hooks(fwd_hooks=[(hook, scaled)]):
+        assert names in refusal(model, tokens, UnsupportedModelError)
+    assert tlsv.trace(model, tokens, TARGET)
+
+
+@pytest.mark.parametrize("hook", ["attn.hook_v", "attn.hook_pattern", "attn.hook_z", "mlp.hook_post"])
+def test_a_hook_that_edits_parts_is_decomposed_right_or_refused(model, hook, tokens):
+    """Edited parts either still add up to the output that they made, unit by unit, or that unit is refused."""
+    with model.hooks(fwd_hooks=[(f"blocks.0.{hook}", scaled)]):
+        for unit in ("head", "head_position", "attn_neuron", "ffn_neuron"):
+            try:
+                trace = tlsv.trace(model, tokens, TARGET)
+                for site in trace.run.sites():
+                    if (site.sublayer == "mlp") == (unit == "ffn_neuron"):
+                        parts = trace.run.parts(site, unit).subvalues
+                        whole = parts.vectors(torch.arange(len(parts))).sum(0)
+                        assert (whole - site.output).abs().max() < 1e-4, (unit, site.layer)
+            except UnsupportedModelError as error:
+                assert "layer 0" in str(error)  # noqa: PT017
+
+
+# Models.
+
+
+@pytest.mark.parametrize("thing", [object(), torch.nn.Linear(2, 2), None, "gpt2"], ids=repr)
+def test_what_is_no_model_is_refused(thing, tokens):
+    """The message names the type and how to boot a model."""
+    message = refusal(thing, tokens, UnsupportedModelError)
+    assert type(thing).__name__ in message
+    assert "boot_transformers" in message
+
+
+def test_a_hugging_face_model_is_refused_with_the_way_to_boot_it(tokens):
+    """What the message advises, boot_transformers(name, hf_model=model), gives a model that works."""
+    hf = zoo.hf_model("llama")
+    message = refusal(hf, tokens, UnsupportedModelError)
+    assert "LlamaForCausalLM" in message
+    assert "boot_transformers(name, hf_model=model)" in message
+    booted = TransformerBridge.boot_transformers("llama", hf_model=hf, tokenizer=zoo.tokenizer(), device="cpu")
+    assert tlsv.trace(booted, tokens, TARGET)
+
+
+def encoder_decoder(name: str) -> TransformerBridge:
+    sizes = {
+        "T5": dict(d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4),
+        "Bart": dict(
+            d_model=32,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=48,
+            decoder_ffn_dim=48,
+            max_position_embeddings=64,
+            forced_eos_token_id=None,
+        ),
+    }[name]
+    ids = dict(vocab_size=zoo.VOCAB, bos_token_id=0, eos_token_id=1, pad_token_id=1, decoder_start_token_id=0)
+    config = getattr(transformers, f"{name}Config")(**sizes, **ids)
+    config.architectures = [f"{name}ForConditionalGeneration"]
+    hf = getattr(transformers, config.architectures[0])._from_config(config, attn_implementation="eager").eval()
+    return TransformerBridge.boot_transformers(name.lower(), hf_model=hf, tokenizer=zoo.tokenizer(), device="cpu")
+
+
+@pytest.mark.parametrize("name", ["T5", "Bart"])
+def test_a_model_without_a_list_of_blocks_is_refused(name, tokens):
+    """Encoder-decoders have no single residual stream: refused by name, whatever is asked."""
+    model = encoder_decoder(name)
+    message = refusal(model, tokens, UnsupportedModelError)
+    assert f"{name}ForConditionalGeneration" in message
+    assert "decoder-only" in message
+    with pytest.raises(UnsupportedModelError, match="list of blocks"):
+        tlsv.Readout(model, scale="recomputed")
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_mixtures_of_experts_are_traced_but_for_their_neurons(family, tokens):
+    """Layers, heads and attention neurons work; FFN neurons are refused, naming the model and every layer."""
+    model = zoo.bridge(family)
+    trace = tlsv.trace(model, tokens, TARGET)
+    for table in (trace.heads(), trace.head_positions(), trace.attn_neurons()):
+        assert len(table) > 0
+    with pytest.raises(UnsupportedModelError) as caught:
+        trace.ffn_neurons()
+    message = str(caught.value)
+    assert model.cfg.architecture in message
+    assert "layer 0" in message
+    assert "layers 1" in message
+    assert "trace.layers()" in message
+    assert len(trace.layers()) == 4  # what it advises
+    with pytest.raises(UnsupportedModelError, match="layer 1"):
+        tlsv.ffn_subvalues(model, trace.cache, 1)
+    with pytest.raises(UnsupportedModelError, match="layer 0"):
+        trace.vocabulary("L0N5")
+
+
+def test_dense_layers_of_a_mixture_can_be_decomposed_one_by_one(tokens):
+    """Where some layers have neurons of their own, the message names the others, and those layers work alone."""
+    model = zoo.bridge("qwen3_moe", mlp_only_layers=[0])
+    trace = tlsv.trace(model, tokens, TARGET)
+    with pytest.raises(UnsupportedModelError, match="layer 1 .*one by one") as caught:
+        trace.ffn_neurons()
+    assert "layer 0" not in str(caught.value)
+    stack = tlsv.ffn_subvalues(model, trace.cache, 0, incl_bias=True)
+    torch.testing.assert_close(stack.sum(0), trace.cache["blocks.0.hook_mlp_out"][:, -1], atol=2e-5, rtol=1e-4)
+    assert len(trace.vocabulary("L0N3")) == 20
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("lfm2", "layer 0 .*conv"),
+        ("mamba", "layer 0 .*mixer"),
+        ("openai_gpt", "norm after the addition"),
+        ("modernbert_decoder", "prediction_head"),
+    ],
+)
+def test_other_models_are_refused_by_name(family, reason, tokens):
+    """Refused with architecture and reason; where the message says that some calls still work, they do."""
+    model = zoo.bridge(family)
+    with pytest.raises(UnsupportedModelError, match=reason) as caught:
+        tlsv.trace(model, tokens, TARGET)
+    message = str(caught.value)
+    assert model.cfg.architecture in message
+    _, cache = model.run_with_cache(tokens)
+    for function in (tlsv.attn_subvalues, tlsv.ffn_subvalues):
+        if function.__name__ in message:
+            done = [works(function, model, cache, layer) for layer in range(len(model.blocks))]
+            assert any(done), f"the message advises {function.__name__}, which works on no layer"
+
+
+def works(function, model, cache, layer: int) -> bool:
+    """Whether a stack comes out, and adds up; a refusal must not advise a trace that is refused as well."""
+    try:
+        stack = function(model, cache, layer, incl_bias=True)
+    except UnsupportedModelError as error:
+        assert f"layer {layer}" in str(error)  # noqa: PT017
+        if "trace.layers()" in str(error):
+            tlsv.trace(model, [3, 4, 5], TARGET).layers()
+        return False
+    name = "attn" if function is tlsv.attn_subvalues else "mlp"
+    torch.testing.assert_close(stack.sum(0), cache[f"blocks.{layer}.hook_{name}_out"][:, -1], atol=5e-5, rtol=1e-4)
+    return True
+
+
+# What a trace leaves behind.
+
+
+def test_a_trace_leaves_nothing_behind(model, tokens):
+    """No hooks, no gradients, no changed weight or requires_grad, the user's own hook and mode still there."""
+    seen = []
+    model.blocks[0].hook_attn_out.add_hook(lambda activation, hook: seen.append(hook.name))
+    before = {name: (p.detach().clone(), p.requires_grad) for name, p in model.named_parameters()}
+    state = hooks_of(model)
+    with torch.enable_grad():
+        trace = tlsv.trace(model, tokens, TARGET)
+        for table in (trace.layers(), trace.heads(), trace.head_positions(), trace.attn_neurons(), trace.ffn_neurons()):
+            assert len(table) > 0
+        trace.vocabulary("L1N3")
+        assert torch.is_grad_enabled()
+        assert not any(value.requires_grad for value in trace.cache.values())
+    assert seen
+    assert hooks_of(model) == state
+    assert not model.training
+    for name, parameter in model.named_parameters():
+        was, required = before[name]
+        assert torch.equal(parameter, was)
+        assert parameter.requires_grad == required
+        assert parameter.grad is None
+
+
+@pytest.mark.parametrize("bad", [dict(position=50), dict(cache={})], ids=["position", "cache"])
+def test_a_refused_trace_leaves_no_hooks(model, tokens, bad):
+    """Nor does one that was refused on the way."""
+    state = hooks_of(model)
+    with pytest.raises((ValueError, KeyError)):
+        tlsv.trace(model, tokens, TARGET, **bad)
+    assert hooks_of(model) == state
+
+
+def hooks_of(model) -> dict[str, tuple[int, int]]:
+    """How many hooks TransformerLens and torch have at each hook point."""
+    return {name: (len(point.fwd_hooks), len(point._forward_hooks)) for name, point in model.hook_dict.items()}

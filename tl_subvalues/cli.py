@@ -1,0 +1,123 @@
+"""The command `tl-subvalues`: a trace in the terminal, in a pipe, or as JSON."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@click.version_option(package_name="tl-subvalues")
+@click.pass_context
+def cli(context: click.Context) -> None:
+    """Where in a language model is a fact stored? Subvalues scored by the log-probability they add."""
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@cli.command()
+@click.argument("prompt")
+@click.option("--target", required=True, help="The token to trace: text of exactly one token (mind its leading space).")
+@click.option("--model", "name", default="smollm2-135m", show_default=True, help="Embedded model, hub name or folder.")
+@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each table.")
+@click.option("--position", default=-1, show_default=True, help="Where the target is predicted; -1 is the last token.")
+@click.option(
+    "--scale",
+    default="frozen",
+    show_default=True,
+    type=click.Choice(["frozen", "recomputed"]),
+    help="Scale of the final norm: of this run's end (the paper's way), or of whatever is read (logit lens).",
+)
+@click.option("--bos/--no-bos", default=None, help="Prepend the BOS token or not; the model's own default otherwise.")
+@click.option("--json", "json_file", metavar="FILE", help="Write all that is shown as JSON; - is standard output.")
+@click.option("--device", help="Where to run, such as cpu or cuda.")
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights.")
+def trace(
+    prompt: str,
+    target: str,
+    name: str,
+    top: int,
+    position: int,
+    scale: str,
+    bos: bool | None,
+    json_file: str | None,
+    device: str | None,
+    dtype: str,
+) -> None:
+    """Show which layers, heads, source positions and neurons raise the log-probability of a token after PROMPT."""
+    # Imported here, so that --help and a mistyped option answer at once.
+    import torch
+
+    from tl_subvalues import report as reports
+    from tl_subvalues.models import load_model
+    from tl_subvalues.trace import trace as trace_prompt
+
+    progress = sys.stderr.isatty()
+    _quieten(progress)
+    if device is not None:
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+    if json_file not in (None, "-") and not Path(str(json_file)).resolve().parent.is_dir():
+        raise ValueError(f"{json_file}: the folder to write into does not exist.")
+    try:
+        model = load_model(name, device=device, dtype=getattr(torch, dtype))
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    found = trace_prompt(model, prompt, target, position=position, scale=scale, prepend_bos=bos)
+    report = reports.make_report(found, model=name, top=top, show_progress=progress)
+    if json_file == "-":
+        click.echo(reports.to_json(report), nl=False)
+        return
+    if json_file is not None:
+        Path(json_file).write_text(reports.to_json(report), encoding="utf-8")
+    if sys.stdout.isatty():
+        reports.print_rich(report, Console())
+    else:
+        click.echo(reports.to_text(report), nl=False)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point: exit status 0, or 2 with one line on standard error for bad input."""
+    try:
+        cli.main(args=None if arguments is None else list(arguments), prog_name="tl-subvalues", standalone_mode=False)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        _fail(error.format_message())
+    except (ValueError, KeyError, OSError, ImportError) as error:
+        _fail(_first_line(error))
+
+
+def _fail(message: str) -> None:
+    click.echo(f"tl-subvalues: {' '.join(message.split())}", err=True)
+    sys.exit(2)
+
+
+def _first_line(error: BaseException) -> str:
+    """An error in one line: its message without the quotes that KeyError puts around it."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
+
+
+def _quieten(progress: bool) -> None:
+    """Keep the loaders' own warnings off the screen; their progress bars too, unless someone watches."""
+    import logging
+    import warnings
+
+    from transformers.utils import logging as hf_logging
+
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.WARNING)
+    hf_logging.set_verbosity_error()
+    hide: Any = hf_logging.disable_progress_bar
+    if not progress:
+        hide()

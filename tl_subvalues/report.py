@@ -1,0 +1,174 @@
+"""A trace as a report: the sections that the command prints, and the same as JSON.
+
+Everything that is shown is in `Report`, so that terminal, plain text and JSON cannot differ.
+"""
+
+import json
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from tl_subvalues.trace import Trace
+
+# Raised whenever a key is renamed, removed or changes its meaning; new keys may come without it.
+SCHEMA = "tl-subvalues/trace/1"
+_WORDS = 5  # tokens shown beside each row
+
+_TITLES = {
+    "layers": "Sublayers that raise the log-probability most",
+    "heads": "Attention heads",
+    "head_positions": "Attention heads at one source position",
+    "ffn_neurons": "FFN neurons",
+    "attn_neurons": "Attention neurons at one source position",
+}
+_HEADINGS = {
+    "label": "label",
+    "token": "reads",
+    "coefficient": "coefficient",
+    "log_prob_increase": "Δ log p",
+    "prob_increase": "Δ p",
+    "promotes": "writes",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What was asked, what came out, and the top of each table with the words that each row writes."""
+
+    model: str
+    scale: str
+    tokens: list[str]
+    position: int
+    target: str
+    target_id: int
+    log_prob: float
+    prob: float
+    rank: int
+    attn_total: float  # sum of the attention sublayers' increases, in nats
+    ffn_total: float
+    tables: dict[str, pd.DataFrame]
+
+
+def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool = False) -> Report:
+    """The top of every table of a trace.
+
+    `promotes` and `suppresses` are the words that a row writes in this run: a neuron's by the sign of its coefficient.
+    """
+    layers = trace.layers()
+    sums = layers.groupby("sublayer")["log_prob_increase"].sum()
+    best = layers.sort_values("log_prob_increase", ascending=False, kind="stable", ignore_index=True)
+    tables = {
+        "layers": best.head(top),
+        "heads": trace.heads(top, show_progress=show_progress),
+        "head_positions": trace.head_positions(top, show_progress=show_progress),
+        "ffn_neurons": trace.ffn_neurons(top, show_progress=show_progress),
+        "attn_neurons": trace.attn_neurons(top, show_progress=show_progress),
+    }
+    return Report(
+        model=model,
+        scale=trace.scale,
+        tokens=trace.str_tokens,
+        position=trace.position,
+        target=trace.target_token,
+        target_id=trace.target_id,
+        log_prob=trace.log_prob,
+        prob=trace.prob,
+        rank=trace.rank,
+        attn_total=float(sums.get("attn", 0.0)),
+        ffn_total=float(sums.get("mlp", 0.0)),
+        tables={name: _with_words(trace, table) for name, table in tables.items()},
+    )
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON, numbers unrounded; `schema` names its version."""
+    tables = {
+        name: {"rows": table.to_dict(orient="records"), "certificate": table.attrs.get("certificate")}
+        for name, table in report.tables.items()
+    }
+    fields = {name: value for name, value in vars(report).items() if name != "tables"}
+    return json.dumps({"schema": SCHEMA, **fields, **tables}, ensure_ascii=False, indent=1, default=_plain) + "\n"
+
+
+def to_text(report: Report) -> str:
+    """The report as plain text in columns, for a pipe or a file."""
+    sections = [_headline(report)]
+    for name, table in report.tables.items():
+        sections.append(f"{_TITLES[name]}\n{_shown(table).to_string(index=False)}")
+    return "\n\n".join(sections) + "\n"
+
+
+def print_rich(report: Report, console: Console) -> None:
+    """The report as tables on a terminal."""
+    console.print(Text(_headline(report)))
+    for name, table in report.tables.items():
+        drawn = Table(title=_TITLES[name], title_justify="left", title_style="bold")
+        shown = _shown(table)
+        for column in shown.columns:
+            numeric = column in ("coefficient", "Δ log p", "Δ p")
+            drawn.add_column(column, justify="right" if numeric else "left", no_wrap=column != "writes")
+        for row in shown.itertuples(index=False):
+            drawn.add_row(*(Text(str(cell)) for cell in row))
+        console.print(drawn)
+
+
+def render(report: Report, console: Console) -> str:
+    """What `print_rich` would print, as text (for tests and saved transcripts)."""
+    recorder = Console(file=StringIO(), width=console.width, force_terminal=False)
+    print_rich(report, recorder)
+    file = recorder.file
+    assert isinstance(file, StringIO)
+    return file.getvalue()
+
+
+def _with_words(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
+    promotes: list[list[dict[str, Any]]] = []
+    suppresses: list[list[dict[str, Any]]] = []
+    signs = table["coefficient"] if "coefficient" in table else pd.Series(1.0, index=table.index)
+    words = trace.vocabulary(table["label"].tolist(), _WORDS) if len(table) else pd.DataFrame()
+    rows = len(words) // max(1, len(table))  # fewer than 2 * _WORDS where the vocabulary is smaller
+    for i, sign in enumerate(signs):
+        own = words[rows * i : rows * (i + 1)]
+        sides = [
+            own.loc[own["side"] == side, ["token", "token_id", "bs_value"]].to_dict(orient="records")
+            for side in ("top", "bottom")
+        ]
+        promotes.append(sides[0] if sign >= 0 else sides[1])
+        suppresses.append(sides[1] if sign >= 0 else sides[0])
+    result = table.assign(promotes=promotes, suppresses=suppresses)
+    result.attrs = dict(table.attrs)
+    return result
+
+
+def _headline(report: Report) -> str:
+    prompt = "".join(report.tokens)
+    positions = "  ".join(f"{i}:{token!r}" for i, token in enumerate(report.tokens))
+    return (
+        f"{report.model}: {prompt!r} -> {report.target!r}\n"
+        f"positions  {positions}\n"
+        f"log p = {report.log_prob:.3f}, p = {report.prob:.1%}, rank {report.rank}, read at position {report.position} "
+        f"({report.scale} scale)\n"
+        f"attention sublayers together {report.attn_total:+.2f} nats, FFN sublayers {report.ffn_total:+.2f} nats"
+    )
+
+
+def _shown(table: pd.DataFrame) -> pd.DataFrame:
+    """The columns that are printed, rounded."""
+    shown = {heading: table[name] for name, heading in _HEADINGS.items() if name in table}
+    shown["writes"] = [" ".join(repr(word["token"]) for word in words) for words in table["promotes"]]
+    for heading, form in (("Δ log p", "{:+.3f}"), ("Δ p", "{:+.2e}"), ("coefficient", "{:+.2f}")):
+        if heading in shown:
+            shown[heading] = shown[heading].map(form.format)
+    if "reads" in shown:
+        shown["reads"] = shown["reads"].map(repr)
+    return pd.DataFrame(shown)
+
+
+def _plain(value: Any) -> Any:
+    """Numpy numbers as Python's."""
+    return value.item()
