@@ -95,7 +95,7 @@ def test_increases_on_a_real_cache(models, scale, tokens):
 
 @pytest.mark.parametrize("family", ["llama", "granite"])
 def test_tiny_increases_keep_their_digits(models, family):
-    """Increases of a millionth of a nat are right to a tenth of that in float32, where differences of log-probs are not."""
+    """Small increases are right to 1e-7 nats in float32, where differences of log-probs are not."""
     x, v = draw(32, length=3.0), draw(200, 32, seed=1, length=1.0) * 1e-4
     model, scale = models[family], torch.tensor(2.0)
     log_prob = log_prob_of(model, family, scale)

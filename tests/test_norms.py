@@ -109,7 +109,7 @@ def test_carried_parts_and_bias_add_up_to_the_carried_whole(kind, norm_bias, mul
 
 
 def test_a_passage_by_hand():
-    """A multiplier multiplies vectors and biases; the post-norm's own bias goes with the sublayer's, not with a part."""
+    """A multiplier multiplies vectors and biases; the post-norm's own bias goes with the sublayer's."""
     v, b = torch.tensor([2.0, 4.0]), torch.tensor([1.0, 1.0])
     plain, halved = Passage(), Passage(multiplier=0.5)
     assert plain.carry(v, None).tolist() == [2.0, 4.0]

@@ -260,7 +260,7 @@ def test_a_cache_of_some_positions_serves_heads_only(models, batch):
     for pos_slice in (-1, (1, 3)):
         _, cache = model.run_with_cache(batch, pos_slice=pos_slice)
         for by in ("head_position", "neuron"):
-            with pytest.raises(ValueError, match="source positions.*by='head'"):
+            with pytest.raises(ValueError, match=r"source positions.*by='head'"):
                 tlsv.attn_subvalues(model, cache, 1, by=by)
         heads = tlsv.attn_subvalues(model, cache, 1, by="head")
         at = -1 if pos_slice == -1 else 2
@@ -297,10 +297,10 @@ def test_positions_and_neurons_out_of_range_are_refused(models, batch):
     model = models["llama"]
     _, cache = model.run_with_cache(batch)
     for pos_slice in (7, -8, [0, 7]):
-        with pytest.raises(ValueError, match="position -?[78] is out of range"):
+        with pytest.raises(ValueError, match=r"position -?[78] is out of range"):
             tlsv.attn_subvalues(model, cache, 1, pos_slice=pos_slice)
-        with pytest.raises(ValueError, match="position -?[78] is out of range"):
+        with pytest.raises(ValueError, match=r"position -?[78] is out of range"):
             tlsv.ffn_subvalues(model, cache, 1, pos_slice=pos_slice)
     for neuron_slice in (48, -49, [0, 48]):
-        with pytest.raises(ValueError, match="neuron -?4[89] is out of range"):
+        with pytest.raises(ValueError, match=r"neuron -?4[89] is out of range"):
             tlsv.ffn_subvalues(model, cache, 1, neuron_slice=neuron_slice)

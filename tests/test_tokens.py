@@ -1,5 +1,6 @@
-"""Prompts and targets: what is taken, what is refused, and what the refusals advise."""
+"""Prompts, targets, positions, scales: what is taken, what is refused, and what the refusals advise."""
 
+import jaxtyping
 import pytest
 import tokenizers
 import torch
@@ -10,11 +11,18 @@ import tl_subvalues as tlsv
 
 TARGET = 9
 WORDS = "w3 w4 w5"
+PROMPT = list(range(3, 10))
 
 
 @pytest.fixture(scope="module")
 def model():
     return zoo.bridge("llama")
+
+
+@pytest.fixture
+def unchecked(monkeypatch) -> None:
+    """As users have it: annotations are not enforced, so that what speaks is the package's own check."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
 
 def refusal(model, prompt, target=TARGET, error=ValueError, **keywords) -> str:
@@ -215,6 +223,55 @@ def test_a_model_without_a_tokenizer_takes_ids():
     trace = tlsv.trace(model, [3, 4], TARGET)
     assert (trace.str_tokens, trace.target_token) == (["<3>", "<4>"], f"<{TARGET}>")
     assert set(trace.head_positions().token) == {"<3>", "<4>"}
+
+
+# The other arguments.
+
+
+@pytest.mark.parametrize("position", [7, 100, -8])
+def test_a_position_out_of_range_is_refused(model, position):
+    """Both ends are checked; the message shows the range, whose ends work."""
+    message = refusal(model, PROMPT, position=position)
+    assert f"position {position} is out of range" in message
+    assert "-7 to 6" in message
+    assert tlsv.trace(model, PROMPT, TARGET, position=-7).position == 0
+    assert tlsv.trace(model, PROMPT, TARGET, position=6).position == 6
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("position", [1.5, None, "last", True], ids=repr)
+def test_a_position_that_is_no_integer_is_refused(model, position):
+    """A position is one integer: anything else is refused by a sentence that says 'position'."""
+    assert "position" in refusal(model, PROMPT, position=position)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("scale", ["lens", "", None, 1.0], ids=repr)
+def test_a_scale_of_another_name_is_refused(model, scale):
+    """The message names both that there are, and both work."""
+    message = refusal(model, PROMPT, scale=scale)
+    for name in ("frozen", "recomputed"):
+        assert repr(name) in message
+        assert tlsv.trace(model, PROMPT, TARGET, scale=name).scale == name
+
+
+@pytest.mark.parametrize("top", [0, -1])
+def test_a_top_of_nothing_is_refused(model, top):
+    """`top` is a positive number, or None for all."""
+    with pytest.raises(ValueError, match="positive number or None"):
+        tlsv.trace(model, PROMPT, TARGET).heads(top=top)
+
+
+def test_labels_that_are_not_in_the_trace_are_refused(model):
+    """Each index out of range is named; k is a positive number."""
+    trace = tlsv.trace(model, PROMPT, TARGET)
+    for label in ("L2H0", "2_mlp_out", "L0H4", "L0H0@7", "L0H0D8@0", "L1N48", "L9N0"):
+        with pytest.raises(ValueError, match=label):
+            trace.vocabulary(label)
+    with pytest.raises(ValueError, match="labels look like"):
+        trace.vocabulary("neuron 5")
+    with pytest.raises(ValueError, match="positive"):
+        trace.vocabulary("L0H0", k=0)
 
 
 @pytest.mark.hooked

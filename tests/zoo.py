@@ -20,44 +20,60 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformer_lens.model_bridge import TransformerBridge
 
 VOCAB = 61
-LLAMA_LIKE = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    intermediate_size=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    num_key_value_heads=2,
-    max_position_embeddings=64,
-    bos_token_id=0,
-    eos_token_id=1,
-    pad_token_id=1,
-)
-GPT2_LIKE = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=0, eos_token_id=1)
+LLAMA_LIKE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+GPT2_LIKE = {
+    "vocab_size": VOCAB,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 # MHA: as many key/value heads as query heads.
 MHA = {**LLAMA_LIKE, "num_key_value_heads": 4}
 NEOX_LIKE = {k: v for k, v in LLAMA_LIKE.items() if k != "num_key_value_heads"}
-BLOOM_LIKE = dict(vocab_size=VOCAB, hidden_size=32, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1, pad_token_id=1)
-FALCON_LIKE = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    bos_token_id=0,
-    eos_token_id=1,
-    max_position_embeddings=64,
-)
-OPT_LIKE = dict(
-    vocab_size=VOCAB,
-    hidden_size=32,
-    ffn_dim=48,
-    num_hidden_layers=2,
-    num_attention_heads=4,
-    max_position_embeddings=64,
-    word_embed_proj_dim=32,
-    bos_token_id=0,
-    eos_token_id=1,
-    pad_token_id=1,
-)
+BLOOM_LIKE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
+FALCON_LIKE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "max_position_embeddings": 64,
+}
+OPT_LIKE = {
+    "vocab_size": VOCAB,
+    "hidden_size": 32,
+    "ffn_dim": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "word_embed_proj_dim": 32,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 1,
+}
 
 # family -> (Hugging Face configuration class, its arguments, class of the model, what the name is called)
 DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
@@ -65,17 +81,17 @@ DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
     "gpt_bigcode": ("GPTBigCodeConfig", GPT2_LIKE, "GPTBigCodeForCausalLM"),
     "gpt_neo": (
         "GPTNeoConfig",
-        dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_layers=2,
-            num_heads=4,
-            intermediate_size=48,
-            attention_types=[[["global", "local"], 1]],
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=1,
-        ),
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_layers": 2,
+            "num_heads": 4,
+            "intermediate_size": 48,
+            "attention_types": [[["global", "local"], 1]],
+            "max_position_embeddings": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        },
         "GPTNeoForCausalLM",
     ),
     "gpt_neox_parallel": ("GPTNeoXConfig", {**NEOX_LIKE, "use_parallel_residual": True}, "GPTNeoXForCausalLM"),
@@ -85,21 +101,25 @@ DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
     "opt": ("OPTConfig", OPT_LIKE, "OPTForCausalLM"),
     "xglm": (
         "XGLMConfig",
-        dict(
-            vocab_size=VOCAB,
-            d_model=32,
-            ffn_dim=48,
-            num_layers=2,
-            attention_heads=4,
-            max_position_embeddings=64,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        ),
+        {
+            "vocab_size": VOCAB,
+            "d_model": 32,
+            "ffn_dim": 48,
+            "num_layers": 2,
+            "attention_heads": 4,
+            "max_position_embeddings": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+        },
         "XGLMForCausalLM",
     ),
     "bloom": ("BloomConfig", BLOOM_LIKE, "BloomForCausalLM"),
-    "mpt": ("MptConfig", dict(vocab_size=VOCAB, d_model=32, n_heads=4, n_layers=2, max_seq_len=64), "MptForCausalLM"),
+    "mpt": (
+        "MptConfig",
+        {"vocab_size": VOCAB, "d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64},
+        "MptForCausalLM",
+    ),
     "falcon_multi_query": (
         "FalconConfig",
         {**FALCON_LIKE, "multi_query": True, "parallel_attn": True, "bias": False, "new_decoder_architecture": False},
@@ -184,7 +204,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "gpt_oss": ("GptOssConfig", {**LLAMA_LIKE, "head_dim": 8, "num_local_experts": 4}, "GptOssForCausalLM"),
     "openai_gpt": (
         "OpenAIGPTConfig",
-        dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=4, n_positions=64),
+        {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
         "OpenAIGPTLMHeadModel",
     ),
     "modernbert_decoder": (
@@ -194,15 +214,15 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     ),
     "mamba": (
         "MambaConfig",
-        dict(
-            vocab_size=VOCAB,
-            hidden_size=32,
-            num_hidden_layers=2,
-            state_size=4,
-            bos_token_id=0,
-            eos_token_id=1,
-            pad_token_id=1,
-        ),
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "state_size": 4,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+            "pad_token_id": 1,
+        },
         "MambaForCausalLM",
     ),
     "lfm2": (
@@ -267,31 +287,31 @@ def bridge(
 
 HOOKED: dict[str, dict[str, Any]] = {
     "ln_gelu": {},
-    "ln_pre_relu": dict(normalization_type="LNPre", act_fn="relu"),
-    "rms": dict(normalization_type="RMS"),
-    "rms_pre": dict(normalization_type="RMSPre"),
-    "no_norm": dict(normalization_type=None),
-    "alibi": dict(positional_embedding_type="alibi"),
-    "shortformer": dict(positional_embedding_type="shortformer"),
-    "rotary_gated_grouped": dict(
-        normalization_type="RMS",
-        positional_embedding_type="rotary",
-        rotary_dim=8,
-        gated_mlp=True,
-        act_fn="silu",
-        n_key_value_heads=2,
-    ),
-    "parallel": dict(parallel_attn_mlp=True),
-    "attn_only": dict(attn_only=True),
-    "solu_ln": dict(act_fn="solu_ln"),
-    "gemma2_like": dict(
-        normalization_type="RMS",
-        use_normalization_before_and_after=True,
-        output_logits_soft_cap=5.0,
-        gated_mlp=True,
-        act_fn="gelu_new",
-        final_rms=True,
-    ),
+    "ln_pre_relu": {"normalization_type": "LNPre", "act_fn": "relu"},
+    "rms": {"normalization_type": "RMS"},
+    "rms_pre": {"normalization_type": "RMSPre"},
+    "no_norm": {"normalization_type": None},
+    "alibi": {"positional_embedding_type": "alibi"},
+    "shortformer": {"positional_embedding_type": "shortformer"},
+    "rotary_gated_grouped": {
+        "normalization_type": "RMS",
+        "positional_embedding_type": "rotary",
+        "rotary_dim": 8,
+        "gated_mlp": True,
+        "act_fn": "silu",
+        "n_key_value_heads": 2,
+    },
+    "parallel": {"parallel_attn_mlp": True},
+    "attn_only": {"attn_only": True},
+    "solu_ln": {"act_fn": "solu_ln"},
+    "gemma2_like": {
+        "normalization_type": "RMS",
+        "use_normalization_before_and_after": True,
+        "output_logits_soft_cap": 5.0,
+        "gated_mlp": True,
+        "act_fn": "gelu_new",
+        "final_rms": True,
+    },
 }
 
 
@@ -299,18 +319,18 @@ def hooked(variant: str, seed: int = 0, **overrides: Any) -> Any:
     """A HookedTransformer of one of the `HOOKED` variants (TransformerLens 3)."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
-    arguments: dict[str, Any] = dict(
-        n_layers=2,
-        d_model=32,
-        d_head=8,
-        n_heads=4,
-        d_mlp=48,
-        d_vocab=VOCAB,
-        n_ctx=64,
-        act_fn="gelu",
-        normalization_type="LN",
-        device="cpu",
-    )
+    arguments: dict[str, Any] = {
+        "n_layers": 2,
+        "d_model": 32,
+        "d_head": 8,
+        "n_heads": 4,
+        "d_mlp": 48,
+        "d_vocab": VOCAB,
+        "n_ctx": 64,
+        "act_fn": "gelu",
+        "normalization_type": "LN",
+        "device": "cpu",
+    }
     model = HookedTransformer(
         HookedTransformerConfig(**{**arguments, **HOOKED[variant], **overrides}), tokenizer=tokenizer()
     )

@@ -1,8 +1,8 @@
 """The residual stream in vocabulary space: final norm, unembedding, log-softmax (arXiv 2312.12141, section 3).
 
 readout(x) = cap * tanh(factor * (N(x) W_U + b_U) / cap), with N the model's final norm, gain and bias included, and a
-soft cap or a factor where the model has one. The scale of N is a choice: *frozen* at one run's final residual stream (N is
-then affine, and so are the logits unless capped) or *recomputed* from each x (the logit lens).
+soft cap or a factor where the model has one. The scale of N is a choice: *frozen* at one run's final residual stream
+(N is then affine, and so are the logits unless capped) or *recomputed* from each x (the logit lens).
 """
 
 import copy
@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.blocks import padded
 from tl_subvalues.model_view import ReadoutPieces, view_of
 
 # Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
@@ -136,7 +137,7 @@ class Readout:
         """Before-softmax value of one word for vectors already through `linear`."""
         if self._pieces.W_U is None:
             return self._project(lin)[:, token] * self._pieces.factor
-        return lin @ self.column(token)
+        return _dot(lin, self.column(token))
 
     def log_mean_exp(
         self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site vocab"], site: Int[Tensor, " n"]
@@ -150,7 +151,7 @@ class Readout:
             return (rows @ W).add_(log_p[:, words][site[at]])
 
         n = len(lin)
-        lin, site = _padded(lin * self._pieces.factor, self._block_sizes[0]), _padded(site, self._block_sizes[0])
+        lin, site = padded(lin * self._pieces.factor, self.block_sizes[0]), padded(site, self.block_sizes[0])
         return self._log_sum_exp(lin, block)[:n]
 
     def normed_log_prob(self, normed: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
@@ -158,8 +159,8 @@ class Readout:
         if self._pieces.W_U is None:
             return torch.cat([self._logits(rows).log_softmax(-1)[:, token] for rows in normed.split(VECTOR_BLOCK)])
         W_U = self._pieces.W_U
-        target = self._capped(normed @ self._cast(W_U[:, token]) + self._bias(slice(token, token + 1)))
-        rows, shift = _padded(normed, self._block_sizes[0]), _padded(target, self._block_sizes[0])
+        target = self._capped(_dot(normed, self._cast(W_U[:, token])) + self._bias(slice(token, token + 1)))
+        rows, shift = padded(normed, self.block_sizes[0]), padded(target, self.block_sizes[0])
 
         def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
             return self._capped((rows @ W).add_(self._bias(words))).sub_(shift[at, None])
@@ -200,7 +201,7 @@ class Readout:
         The plain sum where it neither over- nor underflows (log-probs plus bs-values seldom do), else around its
         maximum.
         """
-        size = self._block_sizes[0]
+        size = self.block_sizes[0]
         total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
         for words, W in self._blocks():
             for start in range(0, len(rows), size):
@@ -218,14 +219,15 @@ class Readout:
         return result
 
     def _blocks(self) -> Iterator[tuple[slice, Float[Tensor, "d_model words"]]]:
-        W_U, step = self._pieces.W_U, self._block_sizes[1]
+        W_U, step = self._pieces.W_U, self.block_sizes[1]
         assert W_U is not None
         for start in range(0, self.d_vocab, step):
             words = slice(start, min(start + step, self.d_vocab))
             yield words, self._cast(W_U[:, words])
 
     @property
-    def _block_sizes(self) -> tuple[int, int]:
+    def block_sizes(self) -> tuple[int, int]:
+        """Vectors and words that are read at a time on this device."""
         return (VECTOR_BLOCK, VOCAB_BLOCK) if self._device.type == "cpu" else ACCELERATOR_BLOCKS
 
     def _logits(self, normed: Tensor) -> Tensor:
@@ -252,7 +254,6 @@ class Readout:
         return tensor.detach().to(device=self._device, dtype=self._dtype)
 
 
-def _padded(rows: Float[Tensor, "n *rest"], multiple: int) -> Float[Tensor, "padded *rest"]:
-    """Rows filled up with zeros to a multiple."""
-    missing = -len(rows) % multiple
-    return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+def _dot(rows: Float[Tensor, "n d_model"], column: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:
+    """Rows @ column, each row summed alone, so that its bits do not depend on how many there are."""
+    return (rows * column).sum(-1)

@@ -9,6 +9,7 @@ from io import StringIO
 from typing import Any
 
 import pandas as pd
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -107,7 +108,7 @@ def print_rich(report: Report, console: Console) -> None:
     """The report as tables on a terminal."""
     console.print(Text(_headline(report)))
     for name, table in report.tables.items():
-        drawn = Table(title=_TITLES[name], title_justify="left", title_style="bold")
+        drawn = Table(title=f"\n{_TITLES[name]}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         shown = _shown(table)
         for column in shown.columns:
             numeric = column in ("coefficient", "Δ log p", "Δ p")

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from tl_subvalues.bounds import site_bounds
 from tl_subvalues.importance import increases
-from tl_subvalues.readout import VECTOR_BLOCK, Readout
+from tl_subvalues.readout import Readout
 from tl_subvalues.subvalues import Subvalues
 
 # Subvalues made at a time: 1,024 vectors of 4,096 numbers are 16 MB.
@@ -124,14 +124,15 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
     promise = sign * torch.cat(bounds).cpu()
     order = torch.sort(promise, descending=True, stable=True).indices
     found = promise.new_zeros(0)
-    # Blocks are padded to VECTOR_BLOCK rows when they are evaluated, so whole ones cost nothing more.
-    step = -(-top // VECTOR_BLOCK) * VECTOR_BLOCK
+    # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more.
+    block = candidates.readout.block_sizes[0]
+    step = -(-top // block) * block
     with tqdm(total=len(order), disable=not show_progress, unit="subvalue") as bar:
         while len(found) < len(order):
             scores = candidates.evaluate(order[len(found) : len(found) + step])
             found = torch.cat([found, sign * scores])
             bar.update(len(scores))
-            step = VECTOR_BLOCK * max(1, step // VECTOR_BLOCK // 2)
+            step = block * max(1, step // block // 2)
             # Strictly above: a part that ties with the k-th must have been seen, for ties go by order of computation.
             if len(found) < len(order) and torch.topk(found, top).values[-1] > promise[order[len(found)]]:
                 break

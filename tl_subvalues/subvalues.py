@@ -11,13 +11,14 @@ and never all at once; `attn_subvalues` and `ffn_subvalues` give them as tensors
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import einops
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.blocks import padded
 from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label, head_label, head_position_label
 from tl_subvalues.model_view import Activations, view_of
 from tl_subvalues.model_view.activations import index_of
@@ -25,10 +26,13 @@ from tl_subvalues.norms import Passage
 
 # Rows of weights converted at a time: 2,048 rows of 4,096 numbers are 32 MB.
 _ROWS = 2048
+# Source positions of a head made at a time.
+_SOURCES = 32
 
 AttnParts = Literal["head", "head_position", "neuron"]
 
 
+@runtime_checkable
 class Subvalues(Protocol):
     """The parts of one sublayer's output at one position, in a fixed order."""
 
@@ -123,8 +127,11 @@ class HeadPositionSubvalues:
         heads, sources = index // self.weighted.shape[1], index % self.weighted.shape[1]
         result = self.weighted.new_empty(len(index), self.W_O.shape[2])
         for head in heads.unique().tolist():
-            mine = heads == head
-            result[mine] = self.weighted[head, sources[mine]] @ self.W_O[head].to(self.weighted)
+            mine, W_O = heads == head, self.W_O[head].to(self.weighted)
+            # Always so many rows at a time, so that a part's bits do not depend on what is made with it.
+            rows = padded(self.weighted[head, sources[mine]], _SOURCES)
+            made = torch.cat([block @ W_O for block in rows.split(_SOURCES)])
+            result[mine] = made[: int(mine.sum())]
         return self.passage.carry(result, self.scale)
 
     def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
@@ -164,8 +171,8 @@ def attn_subvalues(
         model: a TransformerLens model.
         cache: an ActivationCache of it.
         layer: which layer.
-        by: "head" (label L23H4); "head_position", a head at one source position (L23H4@3), heads outermost; "neuron", an
-            index of a head at one source position (L23H4D38@3), source positions outermost.
+        by: "head" (label L23H4); "head_position", a head at one source position (L23H4@3), heads outermost; "neuron",
+            an index of a head at one source position (L23H4D38@3), source positions outermost.
         pos_slice: query positions, as in ActivationCache; an int drops the position axis.
         incl_bias: the bias part comes last (label 23_attn_bias), and the stack sums to what enters the residual stream.
         return_labels: return (stack, labels).

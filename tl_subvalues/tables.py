@@ -41,7 +41,7 @@ def labels(unit: str, parts: dict[str, Any]) -> list[str]:
         "ffn_neuron": (ffn_neuron_label, ("layer", "neuron")),
     }
     function, names = make[unit]
-    return [function(*row) for row in zip(*(parts[name] for name in names), strict=True)]
+    return [function(*row) for row in zip(*(np.asarray(parts[name]).tolist() for name in names), strict=True)]
 
 
 def vocabulary_table(

@@ -96,8 +96,8 @@ def _as_ids(prompt: Any) -> Int[Tensor, " pos"]:
         tokens = tokens[0]
     if tokens.ndim != 1:
         raise ValueError(
-            f"one prompt is needed, got token ids of shape {tuple(tokens.shape)}; pass [pos] or [1, pos], one prompt at a "
-            "time."
+            f"one prompt is needed, got token ids of shape {tuple(tokens.shape)}; pass [pos] or [1, pos], one prompt "
+            "at a time."
         )
     if tokens.numel() and (tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool):
         raise ValueError(f"token ids are integers, got {tokens.dtype}.")

@@ -113,8 +113,8 @@ class ModelView:
         if missing:
             raise UnsupportedModelError(
                 f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart "
-                "(blocks that norm after the addition, as in GPT-1, have no such residual stream; attention that is not "
-                "'eager' has no pattern): boot a pre-norm model with attn_implementation='eager'."
+                "(blocks that norm after the addition, as in GPT-1, have no such residual stream; attention that is "
+                "not 'eager' has no pattern): boot a pre-norm model with attn_implementation='eager'."
             )
         return logits[0], cache
 

@@ -1,0 +1,127 @@
+"""The command, as a function and as a program: exit status, one line for bad input, JSON with all that is shown."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import zoo
+
+from tl_subvalues import cli
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama in a folder, for --model."""
+    path = tmp_path_factory.mktemp("tiny")
+    zoo.hf_model("llama").save_pretrained(path)
+    zoo.tokenizer().save_pretrained(path)
+    return path
+
+
+def run(*arguments: str) -> int:
+    """Exit status of the command."""
+    try:
+        cli.main(list(arguments))
+    except SystemExit as error:
+        return int(error.code or 0)
+    return 0
+
+
+def test_it_prints_every_section(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In a pipe: plain text, no box or colour, with layers, heads, neurons and what they write."""
+    assert run("trace", "w3 w4 w5", "--target", "w6", "--model", str(folder), "--top", "4") == 0
+    out = capsys.readouterr().out
+    for heading in ("Sublayers", "Attention heads", "at one source position", "FFN neurons", "Attention neurons"):
+        assert heading in out
+    assert "\x1b" not in out
+    assert not set(out) & set("│┃━─╭")
+    assert sum(line.strip().startswith("L") for line in out.splitlines()) == 4 * 4
+
+
+def test_json_holds_what_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Schema version, prompt, target, all tables with their words and certificates; the same numbers as the text."""
+    target = tmp_path / "out.json"
+    arguments = ["trace", "w3 w4 w5", "--target", "w6", "--model", str(folder), "--top", "3"]
+    assert run(*arguments, "--json", str(target)) == 0
+    text = capsys.readouterr().out
+    data = json.loads(target.read_text(encoding="utf-8"))
+    assert data["schema"] == "tl-subvalues/trace/1"
+    assert data["target"] == "w6"
+    assert data["tokens"][-3:] == ["w3", "w4", "w5"]
+    for name in ("layers", "heads", "head_positions", "ffn_neurons", "attn_neurons"):
+        assert len(data[name]["rows"]) == 3
+        for row in data[name]["rows"]:
+            assert f"{row['log_prob_increase']:+.3f}" in text
+            assert {"label", "prob_increase", "promotes", "suppresses"} <= row.keys()
+            assert len(row["promotes"]) == 5
+    assert data["ffn_neurons"]["certificate"]["candidates"] == 96
+    capsys.readouterr()
+    assert run(*arguments, "--json", "-") == 0
+    assert json.loads(capsys.readouterr().out) == data
+
+
+def test_words_follow_the_coefficient_s_sign(folder: Path, tmp_path: Path) -> None:
+    """A neuron with a negative coefficient promotes the bottom of its row and suppresses the top."""
+    target = tmp_path / "out.json"
+    run("trace", "w3 w4 w5", "--target", "w6", "--model", str(folder), "--top", "40", "--json", str(target))
+    rows = json.loads(target.read_text())["ffn_neurons"]["rows"]
+    assert {row["coefficient"] > 0 for row in rows} == {True, False}
+    for row in rows:
+        promoted, suppressed = row["promotes"][0]["bs_value"], row["suppresses"][0]["bs_value"]
+        assert (promoted - suppressed) * row["coefficient"] > 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["trace"], "PROMPT"),
+        (["trace", "w3"], "--target"),
+        (["nonsense"], "nonsense"),
+        (["trace", "w3", "--target", "w4 w5"], "'w4' (4) + 'w5' (5)"),
+        (["trace", "", "--target", "w4"], "empty"),
+        (["trace", "w3", "--target", "w4", "--position", "9"], "position 9"),
+        (["trace", "w3", "--target", "w4", "--scale", "other"], "other"),
+        (["trace", "w3", "--target", "w4", "--top", "0"], "0"),
+        (["trace", "w3", "--target", "w4", "--device", "abacus"], "abacus"),
+        (["trace", "w3", "--target", "w4", "--dtype", "int3"], "int3"),
+        (["trace", "w3", "--target", "w4", "--json", "no/such/folder/x.json"], "folder"),
+        (["trace", "w3", "--target", "w4", "--model", "no-such/model"], "no-such/model"),
+    ],
+)
+def test_bad_input_is_one_line(
+    arguments: list[str], says: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2, one line on standard error that names what is wrong, nothing on standard output."""
+    model = ["--model", str(folder)] if "trace" in arguments and "--model" not in arguments else []
+    assert run(*arguments, *model) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    """Help without arguments, for the command, and the package's version."""
+    assert run() == 0
+    assert "trace" in capsys.readouterr().out
+    assert run("trace", "--help") == 0
+    assert "--target" in capsys.readouterr().out
+    assert run("--version") == 0
+    assert "0." in capsys.readouterr().out
+
+
+def test_the_installed_program(folder: Path) -> None:
+    """The console script runs, is quiet on standard error and leaves no traceback on bad input."""
+    program = shutil.which("tl-subvalues", path=str(Path(sys.executable).parent))
+    assert program, "the package's console script is not installed"
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    base = [program, "trace", "w3 w4", "--model", str(folder), "--target"]
+    good = subprocess.run([*base, "w6"], capture_output=True, text=True, env=environment, check=False)
+    assert (good.returncode, good.stderr) == (0, "")
+    bad = subprocess.run([*base, "w6 w7"], capture_output=True, text=True, env=environment, check=False)
+    assert bad.returncode == 2
+    assert "Traceback" not in bad.stderr
