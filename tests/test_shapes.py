@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
 
+UNITS = ("sublayer", "head", "head_position", "attn_neuron", "ffn_neuron")
 TABLES = ("layers", "heads", "head_positions", "attn_neurons", "ffn_neurons")
 
 
@@ -82,7 +83,7 @@ def close(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 2e-5) 
     return bool((found.double() - expected).abs().max() <= tolerance * expected.abs().max())
 
 
-RANDOM_MODELS = settings(max_examples=40, deadline=None, derandomize=True)
+RANDOM_MODELS = settings(max_examples=40, deadline=None, derandomize=True, report_multiple_bugs=False)
 
 
 @RANDOM_MODELS
@@ -114,23 +115,20 @@ def test_parts_sum_to_the_whole(problem: tuple[Any, BruteForce, torch.Tensor, in
 
 
 @RANDOM_MODELS
-@given(problem=problems(), scale=st.sampled_from(["frozen", "recomputed"]), data=st.data())
+@given(problem=problems(), scale=st.sampled_from(["frozen", "recomputed"]))
 def test_readout_and_increases_equal_brute_force(
-    problem: tuple[Any, BruteForce, torch.Tensor, int, int], scale: str, data: st.DataObject
+    problem: tuple[Any, BruteForce, torch.Tensor, int, int], scale: str
 ) -> None:
-    """The trace gives the model's own log-prob and rank, and the right increases for a handful of labels of a kind."""
+    """The trace gives the model's own log-prob and rank, and the right increases for every label."""
     model, expected, tokens, position, target = problem
     trace = tlsv.trace(model, tokens, target, position=position, scale=scale)
     own = expected.own_log_probs[position]
     assert trace.log_prob == pytest.approx(float(own[target]), abs=1e-4)
     assert abs(trace.rank - 1 - int((own > own[target]).sum())) <= int(((own - own[target]).abs() < 1e-4).sum()) - 1
-    units = ("sublayer", "head", "head_position", "attn_neuron", "ffn_neuron")
-    for unit, name in zip(units, TABLES, strict=True):
+    for unit, name in zip(UNITS, TABLES, strict=True):
         reference = expected.increases(unit, position, target, scale)
         table = trace.layers() if name == "layers" else getattr(trace, name)(top=None)
         assert sorted(table.label) == sorted(reference)
-        table = table.set_index("label")
-        for label in data.draw(st.lists(st.sampled_from(sorted(reference)), min_size=1, max_size=5)):
-            log_prob_increase, prob_increase = reference[label]
-            assert table.log_prob_increase[label] == pytest.approx(log_prob_increase, abs=1e-4)
-            assert table.prob_increase[label] == pytest.approx(prob_increase, abs=1e-4)
+        found = torch.tensor(table[["log_prob_increase", "prob_increase"]].to_numpy(dtype=float))
+        wanted = torch.tensor([reference[label] for label in table.label], dtype=torch.float64)
+        assert torch.allclose(found, wanted, rtol=0, atol=1e-4)

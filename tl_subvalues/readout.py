@@ -23,6 +23,8 @@ VECTOR_BLOCK = 128
 VOCAB_BLOCK = 2048
 # An accelerator wants more at a time: a block of 128 MB.
 ACCELERATOR_BLOCKS = (2048, 16384)
+# Below, exp() of a log-prob is 0 or loses digits in float32, and a large bs-value could still make the word count.
+_SMALLEST_LOG_P = -85.0
 # Sums of exp() in float32 are trusted between these; outside, the sum is done again around its maximum.
 _SAFE_SUM = (1e-30, 1e30)
 
@@ -150,9 +152,18 @@ class Readout:
         def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
             return (rows @ W).add_(log_p[:, words][site[at]])
 
-        n = len(lin)
-        lin, site = padded(lin * self._pieces.factor, self.block_sizes[0]), padded(site, self.block_sizes[0])
-        return self._log_sum_exp(lin, block)[:n]
+        n, size = len(lin), self.block_sizes[0]
+        lin, site = padded(lin * self._pieces.factor, size), padded(site, size)
+        if log_p.min() < _SMALLEST_LOG_P:
+            return self._log_sum_exp(lin, block)[:n]
+        # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
+        p, total = log_p.exp(), torch.zeros(len(lin), dtype=torch.float64, device=lin.device)
+        for words, W in self._blocks():
+            for start in range(0, len(lin), size):
+                at = slice(start, start + size)
+                total[at] += (lin[at] @ W).expm1_().mul_(p[:, words][site[at]]).sum(-1)
+        result, unsafe = total.log1p().to(lin.dtype), ~((total > -0.5) & (total < _SAFE_SUM[1]))
+        return torch.where(unsafe, self._log_sum_exp(lin, block), result)[:n] if unsafe.any() else result[:n]
 
     def normed_log_prob(self, normed: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
         """Log-probability of one word for residuals already through `normed`, the vocabulary read in blocks."""

@@ -262,7 +262,7 @@ class Trace:
                 refused[site.layer] = error
         if refused:
             first = next(iter(refused.values()))
-            more = f" (so do layers {', '.join(map(str, list(refused)[1:]))})" if len(refused) > 1 else ""
+            more = f" The same holds for layers {', '.join(map(str, list(refused)[1:]))}." if len(refused) > 1 else ""
             raise UnsupportedModelError(f"{first}{more}") from first
         return parts
 

@@ -1,5 +1,6 @@
 """Activations of one run by the method's names, with a batch dimension whether or not the cache has one."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,8 +17,11 @@ class Activations:
     """An ActivationCache read through a `ModelView`: tensors in the compute dtype, on the readout's device."""
 
     def __init__(self, view: ModelView, cache: Any) -> None:
+        if not hasattr(cache, "__getitem__") or not hasattr(cache, "keys"):
+            raise ValueError(f"cache is an ActivationCache, as run_with_cache returns it, got {type(cache).__name__}.")
         self._view = view
         self._cache = cache
+        self._names = set(cache.keys())
         self._batched = bool(getattr(cache, "has_batch_dim", True))
 
     def require(self, names: list[str]) -> None:
@@ -26,7 +30,7 @@ class Activations:
         Raises:
             KeyError: naming every missing hook and the call that caches them.
         """
-        missing = [name for name in names if name not in self._cache]
+        missing = [name for name in names if name not in self._names]
         if missing:
             raise KeyError(
                 f"the cache lacks {len(missing)} of the activations needed: {', '.join(missing)}; run "
@@ -151,6 +155,8 @@ def index_of(selection: Any, size: int, what: str) -> Positions:
         return slice(*selection)
     if isinstance(selection, int) and not isinstance(selection, bool):
         return resolve_index(selection, size, what)
+    if not isinstance(selection, Iterable):
+        raise ValueError(f"{what}s are an int, a slice, a tuple, a list or None, got {selection!r}.")
     return torch.tensor([resolve_index(int(i), size, what) for i in selection])
 
 
@@ -160,6 +166,8 @@ def resolve_index(index: int, size: int, what: str) -> int:
     Raises:
         ValueError: if it is out of range.
     """
+    if isinstance(index, bool) or not isinstance(index, int):
+        raise ValueError(f"{what} is an integer, got {index!r}.")
     if not -size <= index < size:
         raise ValueError(f"{what} {index} is out of range: there are {size}, so it runs from {-size} to {size - 1}.")
     return index % size

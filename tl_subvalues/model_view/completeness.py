@@ -29,13 +29,10 @@ def check_run(view: ModelView, activations: Activations, position: int) -> None:
         UnsupportedModelError: naming the layer and the sum that does not hold.
     """
     for layer in view.layers:
-        pre = activations.residual(layer.layer, "attn")
-        if not torch.isfinite(pre).all():
-            raise ValueError(_not_finite(view, layer.layer, pre))
+        _require_finite(view, layer.layer, activations.residual(layer.layer, "attn"))
+    _require_finite(view, view.n_layers, activations.final_residual())
+    for layer in view.layers:
         _check_block(view, layer, activations, position)
-    final = activations.final_residual()
-    if not torch.isfinite(final).all():
-        raise ValueError(_not_finite(view, view.n_layers, final))
 
 
 def check_readout(view: ModelView, ours: Float[Tensor, " vocab"], theirs: Float[Tensor, " vocab"]) -> None:
@@ -44,6 +41,11 @@ def check_readout(view: ModelView, ours: Float[Tensor, " vocab"], theirs: Float[
     Raises:
         UnsupportedModelError: if they differ by more than rounding.
     """
+    if not (torch.isfinite(ours).all() and torch.isfinite(theirs).all()):
+        raise ValueError(
+            f"the log-probs of {view.name} hold NaN or infinite numbers, though its residual stream does not; check "
+            "the weights of its final norm and unembedding."
+        )
     own = theirs.to(ours).log_softmax(-1)
     spread = (theirs - theirs.mean()).abs().max().item()
     error = (ours - own).abs().max().item()
@@ -60,7 +62,7 @@ def _check_block(view: ModelView, layer: Layer, activations: Activations, positi
     if other or not (layer.has_attn or layer.has_ffn):
         raise UnsupportedModelError(
             f"{view.name}: layer {number} mixes positions by something that is no attention ({', '.join(other)}), "
-            "which is not covered; attn_subvalues and ffn_subvalues still work on the layers that have those."
+            f"which is not covered; {_way_out(view)}."
         )
     x = activations.residual(number, "attn", position)
     last = number == view.n_layers - 1
@@ -82,6 +84,12 @@ def _check_block(view: ModelView, layer: Layer, activations: Activations, positi
         _check_ffn(view, layer, activations, position, after)
 
 
+def _way_out(view: ModelView) -> str:
+    has = {"attn_subvalues": [x.has_attn for x in view.layers], "ffn_subvalues": [x.has_ffn for x in view.layers]}
+    left = [name for name, layers in has.items() if any(layers)]
+    return f"{' and '.join(left)} still work on the layers that have those" if left else "use a model with attention"
+
+
 def _check_attention(view: ModelView, layer: Layer, activations: Activations, position: int, residual: Tensor) -> None:
     try:
         attention = layer.attention()
@@ -94,6 +102,13 @@ def _check_attention(view: ModelView, layer: Layer, activations: Activations, po
     out = attention.passage.carry(out, scale) + attention.passage.carry_bias(_or_zero(attention.b_O, out), scale)
     expected = activations.output(number, "attn", position)
     _require_equal(view, number, "its heads do not add up to its attention output", out, expected, residual)
+    try:
+        values = activations.values(number, attention.n_heads)
+    except UnsupportedModelError:
+        return  # refused by name when source positions are asked for
+    pattern = activations.pattern(number, position)
+    mixed = einops.einsum(pattern, values, "batch head key, batch key head e -> batch head e")
+    _require_equal(view, number, "its values, weighted by its pattern, do not add up to its z", mixed, z)
 
 
 def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position: int, residual: Tensor) -> None:
@@ -133,10 +148,12 @@ def _require_equal(
         )
 
 
-def _not_finite(view: ModelView, layer: int, residual: Tensor) -> str:
+def _require_finite(view: ModelView, layer: int, residual: Tensor) -> None:
+    if torch.isfinite(residual).all():
+        return
     where = torch.nonzero(~torch.isfinite(residual))[0].tolist()
     place = f"entering layer {layer}" if layer < view.n_layers else "after the last layer"
-    return (
+    raise ValueError(
         f"the residual stream of {view.name} {place} holds NaN or infinite numbers (first at position {where[1]}); "
         "check the weights, or load the model in float32 if its dtype overflows."
     )

@@ -109,12 +109,12 @@ class ModelView:
         wanted = set(self.hooks())
         with torch.no_grad():
             logits, cache = self.model.run_with_cache(tokens[None], names_filter=lambda name: name in wanted)
-        missing = [name for name in self.hooks() if name not in cache]
+        missing = sorted(wanted - set(cache.keys()))
         if missing:
             raise UnsupportedModelError(
                 f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart "
-                "(blocks that norm after the addition, as in GPT-1, have no such residual stream; attention that is "
-                "not 'eager' has no pattern): boot a pre-norm model with attn_implementation='eager'."
+                "(blocks that norm after the addition, as in GPT-1, have no such residual stream, and fused attention "
+                "has no pattern): use a pre-norm model, booted by TransformerBridge.boot_transformers."
             )
         return logits[0], cache
 

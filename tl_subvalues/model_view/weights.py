@@ -158,9 +158,11 @@ class Layer:
         return None
 
     def _refusal(self, reason: str) -> UnsupportedModelError:
+        layers = (Layer(self._model, i) for i in range(len(self._model.blocks)))
+        whole = "" if any(layer.mixers() for layer in layers) else ", and whole sublayers by trace.layers()"
         return UnsupportedModelError(
             f"{host.model_name(self._model)}: layer {self.layer} {reason}; the layers that have what you ask for can "
-            "still be decomposed one by one, and whole sublayers by trace.layers()."
+            f"still be decomposed one by one{whole}."
         )
 
 
