@@ -31,6 +31,12 @@ def increase_table(unit: str, parts: dict[str, Any], increase: np.ndarray, prob_
     )
 
 
+def empty_table(unit: str) -> pd.DataFrame:
+    """The table of a model that has no such parts."""
+    none = np.zeros(0, dtype=np.float32)
+    return increase_table(unit, dict.fromkeys(COLUMNS[unit], none), none, none)
+
+
 def labels(unit: str, parts: dict[str, Any]) -> list[str]:
     """Labels of parts given by their indices, column by column."""
     make: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {

@@ -29,7 +29,7 @@ from tl_subvalues.readout import Readout
 from tl_subvalues.search import Candidates, rank
 from tl_subvalues.sites import Parts, Run, Site, Unit
 from tl_subvalues.subvalues import NeuronSubvalues
-from tl_subvalues.tables import increase_table, vocabulary_table
+from tl_subvalues.tables import empty_table, increase_table, vocabulary_table
 
 # Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
 _LABELS = 64
@@ -226,6 +226,8 @@ class Trace:
         sublayers = {"sublayer": ("attn", "mlp"), "ffn_neuron": ("mlp",)}.get(unit, ("attn",))
         numbers = [i for i, site in enumerate(self._sites) if site.sublayer in sublayers]
         sites = [self._sites[i] for i in numbers]
+        if not sites:  # an attention-only model has no FFN neurons
+            return empty_table(unit)
         parts = self._all_parts(sites, unit)
         candidates = Candidates(
             self.readout,
