@@ -92,9 +92,10 @@ def prepared(trace: tlsv.Trace, unit: str, name: str):
     sites = [site for site in trace.run.sites() if site.sublayer == name]
     residuals = torch.stack([site.residual for site in sites])
     log_p = trace.readout.log_probs(residuals)
+    mean = trace.readout.mean_columns(log_p)
     groups = [trace.run.parts(site, unit).subvalues for site in sites]
-    candidates = Candidates(trace.readout, trace.target_id, residuals, log_p, groups)
-    yield candidates, site_bounds(trace.readout, residuals, log_p, trace.target_id, both_sides=True)
+    candidates = Candidates(trace.readout, trace.target_id, residuals, log_p, mean, groups)
+    yield candidates, site_bounds(trace.readout, residuals, log_p, mean, trace.target_id, both_sides=True)
 
 
 def test_a_broken_bound_is_caught(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

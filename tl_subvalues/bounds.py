@@ -75,7 +75,7 @@ class SiteBounds:
     def _slack(self, parts: Subvalues) -> Float[Tensor, " all"]:
         # Recomputed increases are differences of two whole log-probs, so the error grows with x as well. In float32,
         # errors up to 4e-4 nats were seen there; in float64 no increase was above its bound.
-        lengths = parts.norms(lambda v: v)
+        lengths = parts.longest()
         read = lengths if self.readout.frozen else lengths + self.residual.norm()
         return 1e-6 + self.rounding * read
 
@@ -84,15 +84,17 @@ def site_bounds(
     readout: Readout,
     residuals: Float[Tensor, "site d_model"],
     log_p: Float[Tensor, "site vocab"],
+    mean: Float[Tensor, "site d_model"],
     token: int,
     *,
     both_sides: bool = False,
 ) -> list[SiteBounds]:
-    """Bounds for every site, the expected columns of all sites in one matrix product.
+    """Bounds for every site; `mean` is `readout.mean_columns(log_p)`, best made for all sites at once.
 
-    `both_sides` also prepares the lower bounds, which takes a second product. Readouts that are `bounded` only.
+    `both_sides` also prepares the lower bounds, which takes one more product with the vocabulary. Readouts that are
+    `bounded` only.
     """
-    column, mean = readout.column(token), readout.mean_columns(log_p)
+    column = readout.column(token)
     scale = readout.scale_at(residuals)
     scale = scale.expand(len(residuals), 1) if scale.ndim else scale.expand(len(residuals)).unsqueeze(1)
     gradient = readout.pulled_back(column - mean, scale)

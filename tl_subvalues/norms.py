@@ -71,6 +71,14 @@ class Passage:
             vectors = self.norm.linear(vectors, scale)
         return vectors if self.multiplier == 1.0 else vectors * self.multiplier
 
+    def stretch(self, scale: Tensor | None) -> float:
+        """By how much `carry` lengthens a vector at most."""
+        stretch = abs(self.multiplier)
+        if self.norm is not None and scale is not None:
+            gain = 1.0 if self.norm.gain is None else float(self.norm.gain.abs().max())
+            stretch *= gain / float(scale.min())
+        return stretch
+
     def carry_bias(self, bias: Float[Tensor, "*rest d_model"], scale: Tensor | None) -> Float[Tensor, "*rest d_model"]:
         """The bias part of what enters the residual stream, from the sublayer's own bias."""
         carried = self.carry(bias, scale)

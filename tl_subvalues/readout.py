@@ -250,6 +250,8 @@ class Readout:
         """Lin @ W_U, whole vocabulary; by the model's own unembedding where its matrix cannot be read."""
         if self._pieces.W_U is None:
             return self._pieces.unembed(lin) - self._pieces.unembed(torch.zeros_like(lin))
+        if self._pieces.W_U.dtype == self._dtype:
+            return lin @ self._pieces.W_U
         return torch.cat([lin @ W for _, W in self._blocks()], -1)
 
     def _capped(self, logits: Tensor) -> Tensor:

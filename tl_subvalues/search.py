@@ -53,6 +53,7 @@ class Candidates:
     token: int
     residuals: Float[Tensor, "group d_model"]
     log_p: Float[Tensor, "group vocab"]
+    mean: Float[Tensor, "group columns"]  # expected readout columns under log_p, [group, 0] where no bound holds
     groups: Sequence[Subvalues]
 
     @property
@@ -116,7 +117,12 @@ def sweep(
 def search(candidates: Candidates, top: int, largest: bool, show_progress: bool) -> Ranking:
     """Candidates evaluated in the order of their bounds, until the k-th value found is beyond all bounds left."""
     sites = site_bounds(
-        candidates.readout, candidates.residuals, candidates.log_p, candidates.token, both_sides=not largest
+        candidates.readout,
+        candidates.residuals,
+        candidates.log_p,
+        candidates.mean,
+        candidates.token,
+        both_sides=not largest,
     )
     sign = 1.0 if largest else -1.0
     pairs = zip(sites, candidates.groups, strict=True)

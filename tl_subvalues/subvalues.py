@@ -52,6 +52,10 @@ class Subvalues(Protocol):
         """‖linear(v)‖ for every part; `linear` maps [n, d_model] row by row."""
         ...
 
+    def longest(self) -> Float[Tensor, " all"]:
+        """At least ‖v‖ for every part, made in one quick pass; for error estimates."""
+        ...
+
 
 @dataclass(frozen=True)
 class WholeSubvalues:
@@ -73,6 +77,10 @@ class WholeSubvalues:
     def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
         """‖linear(v)‖ for every part."""
         return linear(self.stack).norm(dim=-1)
+
+    def longest(self) -> Float[Tensor, " all"]:
+        """‖v‖ for every part."""
+        return self.stack.norm(dim=-1)
 
 
 @dataclass(frozen=True)
@@ -109,6 +117,11 @@ class NeuronSubvalues:
         norms = torch.cat(each)
         return (self.coefficients.abs().view(-1, len(norms)) * norms).flatten()
 
+    def longest(self) -> Float[Tensor, " all"]:
+        """|coefficient| times the length of all directions together, as the passage may stretch it."""
+        together = float(torch.linalg.vector_norm(self.directions, dtype=self.coefficients.dtype))
+        return self.coefficients.abs() * (together * self.passage.stretch(self.scale))
+
 
 @dataclass(frozen=True)
 class HeadPositionSubvalues:
@@ -143,6 +156,11 @@ class HeadPositionSubvalues:
         """‖linear(v)‖ for every part, the parts made in blocks."""
         blocks = torch.arange(len(self), device=self.weighted.device).split(_ROWS)
         return torch.cat([linear(self.vectors(index)).norm(dim=-1) for index in blocks])
+
+    def longest(self) -> Float[Tensor, " all"]:
+        """Length of z times that of its head's W_O, as the passage may stretch it."""
+        heads = torch.linalg.vector_norm(self.W_O.flatten(1), dim=1, dtype=self.weighted.dtype)
+        return (self.weighted.norm(dim=-1) * heads[:, None]).flatten() * self.passage.stretch(self.scale)
 
 
 def weighted_values(

@@ -222,6 +222,12 @@ class Trace:
         """Log-probs at every sublayer's input."""
         return self.readout.log_probs(torch.stack([site.residual for site in self._sites]))
 
+    @cached_property
+    def _mean_columns(self) -> Float[Tensor, "site d_model"]:
+        """Expected readout columns at every sublayer's input, which the search's bounds need; all in one product."""
+        bounded = self.readout.bounded
+        return self.readout.mean_columns(self._log_probs) if bounded else self._log_probs.new_zeros(len(self._sites), 0)
+
     def _table(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
         sublayers = {"sublayer": ("attn", "mlp"), "ffn_neuron": ("mlp",)}.get(unit, ("attn",))
         numbers = [i for i, site in enumerate(self._sites) if site.sublayer in sublayers]
@@ -234,6 +240,7 @@ class Trace:
             self.target_id,
             torch.stack([site.residual for site in sites]),
             self._log_probs[numbers],
+            self._mean_columns[numbers],
             [part.subvalues for part in parts],
         )
         ranking = rank(candidates, top=top, largest=largest, show_progress=show_progress)

@@ -29,12 +29,13 @@ class ModelView:
         """
         if not 0 <= layer < self.n_layers:
             raise ValueError(f"layer {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}.")
-        return Layer(self.model, layer)
+        return self.layers[layer]
 
     @cached_property
     def layers(self) -> list[Layer]:
         """All blocks, in order."""
-        return [Layer(self.model, layer) for layer in range(self.n_layers)]
+        hook_names = frozenset(self.model.hook_dict)  # asked for once: a bridge collects its aliases anew each time
+        return [Layer(self.model, layer, hook_names) for layer in range(self.n_layers)]
 
     @cached_property
     def readout(self) -> ReadoutPieces:

@@ -64,8 +64,9 @@ class ReadoutPieces:
 class Layer:
     """One block: what it has, and its weights on request."""
 
-    def __init__(self, model: Any, layer: int) -> None:
+    def __init__(self, model: Any, layer: int, hook_names: frozenset[str]) -> None:
         self.layer = layer
+        self._hook_names = hook_names
         self._model = model
         self._block = model.blocks[layer]
         self._modules: dict[str, Any] = self._block._modules
@@ -80,7 +81,7 @@ class Layer:
     @property
     def parallel(self) -> bool:
         """Whether attention and FFN read the same input: such a block has no residual stream between them."""
-        return f"blocks.{self.layer}.hook_resid_mid" not in self._model.hook_dict
+        return f"blocks.{self.layer}.hook_resid_mid" not in self._hook_names
 
     def attention(self) -> Attention:
         """The attention sublayer.
@@ -158,7 +159,7 @@ class Layer:
         return None
 
     def _refusal(self, reason: str) -> UnsupportedModelError:
-        layers = (Layer(self._model, i) for i in range(len(self._model.blocks)))
+        layers = (Layer(self._model, i, self._hook_names) for i in range(len(self._model.blocks)))
         whole = "" if any(layer.mixers() for layer in layers) else ", and whole sublayers by trace.layers()"
         return UnsupportedModelError(
             f"{host.model_name(self._model)}: layer {self.layer} {reason}; the layers that have what you ask for can "
