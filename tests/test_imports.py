@@ -21,6 +21,7 @@ ORDER = [
     ["importance", "sites", "bounds"],
     ["search", "tables"],
     ["trace"],
+    ["batch"],
     ["report"],
     ["__init__"],
     ["cli"],

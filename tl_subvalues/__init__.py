@@ -3,6 +3,7 @@
 Method: Yu & Ananiadou, "Locating Factual Knowledge in Large Language Models" (arXiv 2312.12141).
 """
 
+from tl_subvalues.batch import TraceBatch, trace_batch
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance import log_prob_increase, prob_increase
 from tl_subvalues.models import load_model
@@ -13,6 +14,7 @@ from tl_subvalues.trace import Trace, trace
 __all__ = [
     "Readout",
     "Trace",
+    "TraceBatch",
     "UnsupportedModelError",
     "attn_subvalues",
     "ffn_subvalues",
@@ -20,4 +22,5 @@ __all__ = [
     "log_prob_increase",
     "prob_increase",
     "trace",
+    "trace_batch",
 ]

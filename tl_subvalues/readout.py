@@ -157,13 +157,38 @@ class Readout:
         if log_p.min() < _SMALLEST_LOG_P:
             return self._log_sum_exp(lin, block)[:n]
         # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
+        # The sum over words is a product with all sites' distributions at once, of which each row takes its own.
         p, total = log_p.exp(), torch.zeros(len(lin), dtype=torch.float64, device=lin.device)
+        for words, W in self._blocks():
+            p_words = p[:, words].T.contiguous()
+            for start in range(0, len(lin), size):
+                at = slice(start, start + size)
+                total[at] += ((lin[at] @ W).expm1_() @ p_words).gather(1, site[at, None])[:, 0]
+        result, unsafe = total.log1p().to(lin.dtype), ~((total > -0.5) & (total < _SAFE_SUM[1]))
+        return torch.where(unsafe, self._log_sum_exp(lin, block), result)[:n] if unsafe.any() else result[:n]
+
+    def log_mean_exp_of_multiples(
+        self,
+        lin: Float[Tensor, "n d_model"],
+        multiples: Float[Tensor, "j n"],
+        log_p: Float[Tensor, "site vocab"],
+        site: Int[Tensor, " j"],
+    ) -> Float[Tensor, "j n"]:
+        """`log_mean_exp` of multiples[j, i] * lin[i] under log_p[site[j]]: one product with the vocabulary for all j.
+
+        NaN where the sum is not to be trusted (see `log_mean_exp`). Affine readouts only.
+        """
+        size, n = self.block_sizes[0], len(lin)
+        lin, multiples = padded(lin * self._pieces.factor, size), padded(multiples.T.contiguous(), size).T
+        p, total = log_p.exp(), torch.zeros(multiples.shape, dtype=torch.float64, device=lin.device)
         for words, W in self._blocks():
             for start in range(0, len(lin), size):
                 at = slice(start, start + size)
-                total[at] += (lin[at] @ W).expm1_().mul_(p[:, words][site[at]]).sum(-1)
-        result, unsafe = total.log1p().to(lin.dtype), ~((total > -0.5) & (total < _SAFE_SUM[1]))
-        return torch.where(unsafe, self._log_sum_exp(lin, block), result)[:n] if unsafe.any() else result[:n]
+                bs = lin[at] @ W
+                for j, row in enumerate(site.tolist()):
+                    total[j, at] += (bs * multiples[j, at, None]).expm1_() @ p[row, words]
+        trusted = (total > -0.5) & (total < _SAFE_SUM[1]) & (log_p.amin(-1)[site, None] >= _SMALLEST_LOG_P)
+        return total.log1p().masked_fill(~trusted, torch.nan).to(lin.dtype)[:, :n]
 
     def normed_log_prob(self, normed: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
         """Log-probability of one word for residuals already through `normed`, the vocabulary read in blocks."""

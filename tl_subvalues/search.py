@@ -69,6 +69,8 @@ class Candidates:
 
     def evaluate(self, number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Exact increases of the chosen parts; makes no more than the chosen vectors."""
+        if not len(number):
+            return torch.zeros(0, dtype=self.log_p.dtype)
         group, index = self.locate(number)
         order = torch.argsort(group, stable=True)
         device = self.residuals.device
@@ -111,7 +113,18 @@ def sweep(
         for number in torch.arange(total).split(BLOCK):
             increase[number] = candidates.evaluate(number)
             bar.update(len(number))
-    return _ranking(candidates, torch.arange(total), increase, top, largest, "sweep", None, reason)
+    return ranking_of(candidates, increase, largest, top, reason)
+
+
+def ranking_of(
+    candidates: Candidates,
+    increase: Float[Tensor, " all"],
+    largest: bool = True,
+    top: int | None = None,
+    reason: str | None = None,
+) -> Ranking:
+    """The ranking of candidates whose increases are all known."""
+    return _ranking(candidates, torch.arange(len(increase)), increase, top, largest, "sweep", None, reason)
 
 
 def search(candidates: Candidates, top: int, largest: bool, show_progress: bool) -> Ranking:

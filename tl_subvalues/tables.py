@@ -22,19 +22,40 @@ COLUMNS: dict[str, list[str]] = {
     "ffn_neuron": ["layer", "neuron", "coefficient"],
 }
 
-
-def increase_table(unit: str, parts: dict[str, Any], increase: np.ndarray, prob_increase: np.ndarray) -> pd.DataFrame:
-    """One row a part: label, the columns of its kind, and the two increases (nats; probability)."""
-    columns = {name: parts[name] for name in COLUMNS[unit]}
-    return pd.DataFrame(
-        {"label": labels(unit, parts), **columns, "log_prob_increase": increase, "prob_increase": prob_increase}
-    )
+_DTYPES: dict[str, Any] = {
+    **dict.fromkeys(("layer", "head", "dim", "position", "neuron"), np.int64),
+    **dict.fromkeys(("sublayer", "token"), object),
+    "coefficient": np.float64,
+}
 
 
-def empty_table(unit: str) -> pd.DataFrame:
-    """The table of a model that has no such parts."""
-    none = np.zeros(0, dtype=np.float32)
-    return increase_table(unit, dict.fromkeys(COLUMNS[unit], none), none, none)
+def ranked_table(
+    unit: str,
+    sites: Sequence[tuple[int, str]],
+    fields: Sequence[Callable[[Any], Mapping[str, Any]]],
+    group: np.ndarray,
+    index: Any,
+    tokens: Sequence[str],
+) -> pd.DataFrame:
+    """One row a part, in the order of a ranking: its label and the columns of its kind.
+
+    Args:
+        unit: kind of part.
+        sites: (layer, sublayer) of each group.
+        fields: for each group, what gives the columns of its parts from their indices.
+        group: group of each row.
+        index: index in its group of each row.
+        tokens: the prompt's, for rows that have a source position.
+    """
+    columns: dict[str, np.ndarray] = {name: np.empty(len(group), dtype=_DTYPES[name]) for name in COLUMNS[unit]}
+    for number, ((layer, sublayer), fields_of) in enumerate(zip(sites, fields, strict=True)):
+        mine = group == number
+        for name, values in {"layer": layer, "sublayer": sublayer, **fields_of(index[mine])}.items():
+            if name in columns:
+                columns[name][mine] = values
+    if "token" in columns:
+        columns["token"][:] = np.array([*tokens, ""], dtype=object)[columns["position"]]
+    return pd.DataFrame({"label": labels(unit, columns), **columns})
 
 
 def labels(unit: str, parts: dict[str, Any]) -> list[str]:

@@ -5,7 +5,6 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from jaxtyping import Float, Int
@@ -26,10 +25,10 @@ from tl_subvalues.model_view import (
 )
 from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.readout import Readout
-from tl_subvalues.search import Candidates, rank
+from tl_subvalues.search import Candidates, Ranking, rank
 from tl_subvalues.sites import Parts, Run, Site, Unit
 from tl_subvalues.subvalues import NeuronSubvalues
-from tl_subvalues.tables import empty_table, increase_table, vocabulary_table
+from tl_subvalues.tables import ranked_table, vocabulary_table
 
 # Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
 _LABELS = 64
@@ -66,43 +65,57 @@ def trace(
         KeyError: if the cache lacks hooks; it lists them all.
     """
     view = view_of(model)
-    if scale not in SCALES:
-        raise ValueError(f"scale is 'frozen' or 'recomputed', got {scale!r}.")
+    require_scale(scale)
     tokens = prompt_tokens(view, prompt, prepend_bos)
     target_id = resolve_target(view, target)
     at = resolve_index(position, len(tokens), "position")
     if cache is None:
         logits, cache = view.run(tokens)
-        activations, own = Activations(view, cache), logits[at]
-        check_run(view, activations, at)
-    else:
-        activations = Activations(view, cache)
-        _require_same_prompt(view, activations, tokens)
-        check_run(view, activations, at)
-        own = None
-    final_scale = activations.final_scale(at)
+        return trace_of_run(view, tokens, target_id, at, scale, cache, logits)
+    _require_same_prompt(view, Activations(view, cache), tokens)
+    made = trace_of_run(view, tokens, target_id, at, scale, cache, None)
+    _check_readout_anew(view, tokens)
+    return made
+
+
+def trace_of_run(
+    view: ModelView,
+    tokens: Int[Tensor, " pos"],
+    target_id: int,
+    position: int,
+    scale: str,
+    cache: Any,
+    logits: Float[Tensor, "pos vocab"] | None,
+) -> "Trace":
+    """The trace of a run, its sums checked and, where its logits are known, its readout."""
+    activations = Activations(view, cache)
+    check_run(view, activations, position)
+    final_scale = activations.final_scale(position)
     frozen = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
-    log_probs = frozen.log_probs(activations.final_residual(at)[0])
-    if own is None:
-        _check_readout_anew(view, tokens)
-    else:
-        check_readout(view, log_probs, own)
-    log_prob = float(log_probs[target_id])
+    log_probs = frozen.log_probs(activations.final_residual(position)[0])
+    if logits is not None:
+        check_readout(view, log_probs, logits[position])
     return Trace(
         tokens=tokens,
         str_tokens=decode_each(view, tokens.tolist()),
         target_id=target_id,
         target_token=decode_each(view, [target_id])[0],
-        position=at,
-        log_prob=log_prob,
+        position=position,
+        log_prob=float(log_probs[target_id]),
         prob=float(log_probs[target_id].exp()),
         rank=1 + int((log_probs > log_probs[target_id]).sum()),
         scale=scale,
         model=view.model,
         cache=cache,
         readout=frozen if scale == "frozen" else Readout(view, scale="recomputed"),
-        run=Run(view, activations, at),
+        run=Run(view, activations, position),
     )
+
+
+def require_scale(scale: str) -> None:
+    """Refuse a scale that is neither "frozen" nor "recomputed"."""
+    if scale not in SCALES:
+        raise ValueError(f"scale is 'frozen' or 'recomputed', got {scale!r}.")
 
 
 def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[Tensor, " pos"]) -> None:
@@ -133,6 +146,16 @@ def _check_readout_anew(view: ModelView, tokens: Int[Tensor, " pos"]) -> None:
     final_scale = activations.final_scale(-1)
     readout = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
     check_readout(view, readout.log_probs(activations.final_residual(-1)[0]), logits[-1])
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All parts of one kind of a trace: where they are added, what they are, and how they are scored."""
+
+    unit: Unit
+    sites: list[Site]
+    parts: list[Parts]
+    candidates: Candidates
 
 
 @dataclass(frozen=True, eq=False)
@@ -228,37 +251,46 @@ class Trace:
         bounded = self.readout.bounded
         return self.readout.mean_columns(self._log_probs) if bounded else self._log_probs.new_zeros(len(self._sites), 0)
 
-    def _table(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
+    def candidates(self, unit: Unit) -> "Prepared":
+        """All parts of one kind, ready to be ranked; what every table starts from.
+
+        Raises:
+            UnsupportedModelError: if a layer has no such parts, naming all that have none.
+        """
         sublayers = {"sublayer": ("attn", "mlp"), "ffn_neuron": ("mlp",)}.get(unit, ("attn",))
         numbers = [i for i, site in enumerate(self._sites) if site.sublayer in sublayers]
         sites = [self._sites[i] for i in numbers]
-        if not sites:  # an attention-only model has no FFN neurons
-            return empty_table(unit)
         parts = self._all_parts(sites, unit)
-        candidates = Candidates(
+        found = Candidates(
             self.readout,
             self.target_id,
-            torch.stack([site.residual for site in sites]),
+            torch.stack([site.residual for site in self._sites])[numbers],
             self._log_probs[numbers],
             self._mean_columns[numbers],
             [part.subvalues for part in parts],
         )
-        ranking = rank(candidates, top=top, largest=largest, show_progress=show_progress)
-        base = self._log_probs[numbers, self.target_id].cpu()[ranking.group]
-        columns: dict[str, np.ndarray] = {}
-        for number, (site, part) in enumerate(zip(sites, parts, strict=True)):
-            mine = (ranking.group == number).numpy()
-            fields = {"layer": site.layer, "sublayer": site.sublayer, **part.fields(ranking.index[mine])}
-            for name, values in fields.items():
-                values = np.asarray(values)
-                columns.setdefault(name, np.empty(len(mine), values.dtype if values.dtype.kind != "U" else object))
-                columns[name][mine] = values
-        if "position" in columns:
-            columns["token"] = np.array(self.str_tokens, dtype=object)[columns["position"]]
-        increase = ranking.increase
-        table = increase_table(unit, columns, increase.numpy(), as_prob_increase(increase, base).numpy())
+        return Prepared(unit, sites, parts, found)
+
+    def table(self, prepared: "Prepared", ranking: Ranking) -> pd.DataFrame:
+        """A ranking of this trace's parts as a table, with its certificate in `attrs`."""
+        base = prepared.candidates.log_p[:, self.target_id].cpu()[ranking.group]
+        table = ranked_table(
+            prepared.unit,
+            [(site.layer, site.sublayer) for site in prepared.sites],
+            [part.fields for part in prepared.parts],
+            ranking.group.numpy(),
+            ranking.index,
+            self.str_tokens,
+        )
+        table["log_prob_increase"] = ranking.increase.numpy()
+        table["prob_increase"] = as_prob_increase(ranking.increase, base).numpy()
         table.attrs["certificate"] = asdict(ranking.certificate)
         return table
+
+    def _table(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
+        prepared = self.candidates(unit)
+        ranking = rank(prepared.candidates, top=top, largest=largest, show_progress=show_progress)
+        return self.table(prepared, ranking)
 
     def _all_parts(self, sites: list[Site], unit: Unit) -> list[Parts]:
         """The parts of every site; one error that names all the layers that have none."""

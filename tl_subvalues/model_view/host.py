@@ -54,6 +54,13 @@ def boot_bridge(name: str, *, device: Any = None, dtype: torch.dtype = torch.flo
     return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
 
 
+def activation_cache(tensors: dict[str, Tensor], model: Any) -> Any:
+    """An ActivationCache of these activations, batch dimension included."""
+    from transformer_lens import ActivationCache
+
+    return ActivationCache(tensors, model)
+
+
 def model_name(model: Any) -> str:
     """What to call the model in a message: its name, and its architecture where the configuration has one."""
     name = str(getattr(model.cfg, "model_name", None) or type(model).__name__)

@@ -1,0 +1,111 @@
+"""Several prompts at once give the same numbers as one at a time."""
+
+import pandas as pd
+import pytest
+import torch
+import zoo
+
+import tl_subvalues as tlsv
+from tl_subvalues.model_view import view_of
+
+PROMPTS = ["w3 w4 w5 w6", "w7", "w8 w9 w10 w11 w12 w13", "w14 w15 w16 w17"]
+TARGETS = ["w5", 6, "w7", "w8"]
+FAMILIES = ("gpt2", "llama", "opt", "bloom", "gptj", "gemma2", "gemma3", "olmo2", "granite", "mpt", "falcon_alibi")
+TOLERANCE = 1e-4  # nats; padding changes the order of summation
+
+
+def assert_same(together: pd.DataFrame, alone: pd.DataFrame) -> None:
+    """The same labels have the same numbers."""
+    together, alone = (t.set_index("label").sort_index() for t in (together, alone))
+    assert together.index.equals(alone.index)
+    for column in ("log_prob_increase", "prob_increase"):
+        assert together[column].to_numpy() == pytest.approx(alone[column].to_numpy(), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("scale", ["frozen", "recomputed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_prompts_of_different_lengths(family: str, scale: str) -> None:
+    """Left padding, in families with learned, rotary and ALiBi positions: every table as if traced alone."""
+    model = zoo.bridge(family)
+    batch = tlsv.trace_batch(model, PROMPTS, TARGETS, scale=scale, prepend_bos=False, batch_size=3)
+    sweeps = {"ffn_neurons": batch.ffn_neurons(top=None), "attn_neurons": batch.attn_neurons(top=None)}
+    for number, (prompt, target) in enumerate(zip(PROMPTS, TARGETS, strict=True)):
+        alone = tlsv.trace(model, prompt, target, scale=scale, prepend_bos=False)
+        assert batch[number].log_prob == pytest.approx(alone.log_prob, abs=TOLERANCE)
+        assert (batch[number].str_tokens, batch[number].rank) == (alone.str_tokens, alone.rank)
+        for table in ("layers", "heads", "head_positions"):
+            assert_same(getattr(batch[number], table)(), getattr(alone, table)())
+        for table, swept in sweeps.items():
+            own = swept[swept["prompt"] == number].drop(columns="prompt")
+            assert_same(own, getattr(alone, table)(top=None))
+            assert own["log_prob_increase"].is_monotonic_decreasing
+
+
+@pytest.mark.hooked
+@pytest.mark.parametrize("variant", ["ln_gelu", "rotary_gated_grouped", "gemma2_like"])
+def test_hooked_transformer(variant: str) -> None:
+    """The same on HookedTransformer."""
+    model = zoo.hooked(variant)
+    batch = tlsv.trace_batch(model, PROMPTS, TARGETS, prepend_bos=False)
+    for number, (prompt, target) in enumerate(zip(PROMPTS, TARGETS, strict=True)):
+        alone = tlsv.trace(model, prompt, target, prepend_bos=False)
+        assert_same(batch[number].heads(), alone.heads())
+
+
+def test_a_model_that_cannot_be_padded_is_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the padded run of the shortest prompt differs from its run alone, no padded number is used."""
+    model = zoo.bridge("gpt2")
+    run = type(model).run_with_cache
+
+    def forgets_the_mask(self: object, tokens: torch.Tensor, **keywords: object) -> object:
+        keywords.pop("attention_mask", None)
+        return run(self, tokens, **keywords)
+
+    monkeypatch.setattr(type(model), "run_with_cache", forgets_the_mask)
+    batch = tlsv.trace_batch(model, PROMPTS, TARGETS, prepend_bos=False)
+    for trace, prompt, target in zip(batch, PROMPTS, TARGETS, strict=True):
+        assert trace.log_prob == pytest.approx(tlsv.trace(model, prompt, target, prepend_bos=False).log_prob, abs=1e-6)
+
+
+def test_top_k_is_each_prompt_s_own_search() -> None:
+    """With top=k every prompt has its k rows and its certificate."""
+    batch = tlsv.trace_batch(zoo.bridge("llama"), PROMPTS, TARGETS)
+    table = batch.ffn_neurons(top=5)
+    assert table.groupby("prompt").size().tolist() == [5] * 4
+    assert len(table.attrs["certificates"]) == 4
+    assert_same(table[table["prompt"] == 2], batch[2].ffn_neurons(top=5))
+
+
+def test_doubtful_sums_are_done_again() -> None:
+    """Where the shared sweep's sums overflow, the exact evaluation takes over: no NaN, the same numbers."""
+    model = zoo.bridge("llama")
+    with torch.no_grad():
+        model.original_model.model.layers[0].mlp.down_proj.weight.mul_(100.0)
+        model.unembed.original_component.weight.mul_(10.0)
+    batch = tlsv.trace_batch(model, PROMPTS[:2], TARGETS[:2], prepend_bos=False)
+    swept = batch.ffn_neurons(top=None)
+    for number in (0, 1):
+        alone = batch[number].ffn_neurons(top=None).set_index("label")["log_prob_increase"]
+        own = swept[swept["prompt"] == number].set_index("label")["log_prob_increase"]
+        assert own[alone.index].to_numpy() == pytest.approx(alone.to_numpy(), rel=1e-4, abs=1e-3)
+
+
+def test_bad_input_names_the_prompt() -> None:
+    """Which prompt is bad, and why; as many targets as prompts."""
+    model = zoo.bridge("llama")
+    with pytest.raises(ValueError, match=r"prompt 1: .*empty"):
+        tlsv.trace_batch(model, ["w3", ""], ["w4", "w5"])
+    with pytest.raises(ValueError, match=r"prompt 0: .*2 tokens"):
+        tlsv.trace_batch(model, ["w3"], ["w4 w5"])
+    with pytest.raises(ValueError, match="as many targets"):
+        tlsv.trace_batch(model, ["w3", "w4"], ["w5"])
+
+
+def test_padding_is_cut_off() -> None:
+    """A prompt's cache out of a batch has its own positions and nothing else."""
+    view = view_of(zoo.bridge("gpt2"))
+    prompts = [torch.tensor([3, 4, 5]), torch.tensor([6])]
+    for prompt, (logits, cache) in zip(prompts, view.run_batch(prompts), strict=True):
+        assert logits.shape[0] == len(prompt)
+        assert cache["blocks.0.hook_resid_pre"].shape[:2] == (1, len(prompt))
+        assert cache["blocks.1.attn.hook_pattern"].shape[-2:] == (len(prompt), len(prompt))
