@@ -113,7 +113,12 @@ before = peak()
 trace.layers(), trace.heads(), trace.head_positions(), trace.attn_neurons()
 trace.ffn_neurons(top=None), trace.attn_neurons(top=300, largest=False)
 trace.vocabulary([f"L{layer}N{n}" for layer in range(30) for n in range(5)])
-print(peak() - before)
+short = peak() - before
+trace = tlsv.trace(trace.model, [504] + [3575, 282, 4649, 314] * 150, " Paris")
+open('/proc/self/clear_refs', 'w').write('5')
+before = peak()
+trace.attn_neurons(), trace.ffn_neurons()  # 10 million attention neurons at 601 source positions
+print(max(short, peak() - before))
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert float(done.stdout.split()[-1]) < 512

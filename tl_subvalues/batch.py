@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from tl_subvalues.blocks import in_full_precision
 from tl_subvalues.model_view import prompt_tokens, resolve_target, view_of
 from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.search import BLOCK, Candidates, rank, ranking_of
@@ -89,6 +90,7 @@ class TraceBatch(Sequence[Trace]):
         """`Trace.attn_neurons` of every prompt; with top=None, the sweep's products are shared."""
         return self._tables("attn_neuron", top, largest, show_progress)
 
+    @in_full_precision
     def _tables(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
         prepared = [trace.candidates(unit) for trace in self.traces]
         many = [one.candidates for one in prepared]

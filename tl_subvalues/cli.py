@@ -50,7 +50,7 @@ def trace(
     dtype: str,
 ) -> None:
     """Show which layers, heads, source positions and neurons raise the log-probability of a token after PROMPT."""
-    # Imported here, so that --help and a mistyped option answer at once.
+    # Imported here, so that --help and a mistyped option do not wait for transformers to load.
     import torch
 
     from tl_subvalues import report as reports
@@ -61,11 +61,15 @@ def trace(
     _quieten(progress)
     if device is not None:
         try:
-            torch.empty(0, device=device)
+            torch.zeros(1, device=device).item()  # "meta" makes tensors, but has no numbers
         except (RuntimeError, AssertionError) as error:
             raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
-    if json_file not in (None, "-") and not Path(str(json_file)).resolve().parent.is_dir():
-        raise ValueError(f"{json_file}: the folder to write into does not exist.")
+    if json_file not in (None, "-"):
+        target_file = Path(str(json_file)).resolve()
+        if target_file.is_dir() or not target_file.parent.is_dir():
+            raise ValueError(f"{json_file}: not a file, or the folder to write into does not exist.")
+    if not name or (name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir()):
+        raise ValueError(f"model {name!r}: there is no such folder.")
     try:
         model = load_model(name, device=device, dtype=getattr(torch, dtype))
     except (ValueError, OSError, KeyError, RuntimeError) as error:
@@ -93,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(130)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (ValueError, KeyError, OSError, ImportError) as error:
-        _fail(_first_line(error))
+    except (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError) as error:
+        _fail(_first_line(error))  # RuntimeError: what torch raises when memory runs out
 
 
 def _fail(message: str) -> None:

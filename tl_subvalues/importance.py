@@ -15,9 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.blocks import in_full_precision
 from tl_subvalues.readout import Readout
 
 
+@in_full_precision
 def log_prob_increase(
     readout: Readout,
     residual: Float[Tensor, "*rest d_model"],
@@ -37,7 +39,8 @@ def log_prob_increase(
     """
     _require_fitting(readout, residual, subvalues, token)
     rows, d_model = residual.shape[:-1], residual.shape[-1]
-    flat, parts = residual.reshape(-1, d_model), subvalues.reshape(len(subvalues), -1, d_model)
+    flat = residual.reshape(-1, d_model)
+    parts = subvalues.reshape(len(subvalues), len(flat), d_model)
     columns = []
     for row, x in enumerate(flat):
         here = readout.at(row, rows)
@@ -46,6 +49,7 @@ def log_prob_increase(
     return torch.stack(columns, 1).reshape(subvalues.shape[:-1])
 
 
+@in_full_precision
 def prob_increase(
     readout: Readout,
     residual: Float[Tensor, "*rest d_model"],
@@ -83,8 +87,7 @@ def increases(
 
 
 def _require_fitting(readout: Readout, residual: Tensor, subvalues: Tensor, token: int) -> None:
-    if not 0 <= token < readout.d_vocab:
-        raise ValueError(f"token id {token} is outside the vocabulary, which runs from 0 to {readout.d_vocab - 1}.")
+    readout.require_word(token)
     if subvalues.shape[1:] != residual.shape:
         raise ValueError(
             f"subvalues of shape {tuple(subvalues.shape)} do not go with a residual stream of shape "

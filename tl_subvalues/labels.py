@@ -12,11 +12,11 @@ Kind = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
 Sublayer = Literal["attn", "mlp"]
 
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("sublayer", re.compile(r"(?P<layer>\d+)_(?P<sublayer>attn|mlp)_out")),
-    ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)")),
-    ("head_position", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)@(?P<position>\d+)")),
-    ("attn_neuron", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)@(?P<position>\d+)")),
-    ("ffn_neuron", re.compile(r"L(?P<layer>\d+)N(?P<neuron>\d+)")),
+    ("sublayer", re.compile(r"(?P<layer>\d+)_(?P<sublayer>attn|mlp)_out", re.ASCII)),
+    ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)", re.ASCII)),
+    ("head_position", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)@(?P<position>\d+)", re.ASCII)),
+    ("attn_neuron", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)@(?P<position>\d+)", re.ASCII)),
+    ("ffn_neuron", re.compile(r"L(?P<layer>\d+)N(?P<neuron>\d+)", re.ASCII)),
 )
 
 
@@ -70,7 +70,7 @@ def parse_label(label: str) -> Component:
         ValueError: if the text is no label, with the forms that there are.
     """
     for kind, pattern in _PATTERNS:
-        match = pattern.fullmatch(label)
+        match = pattern.fullmatch(label) if isinstance(label, str) else None
         if match:
             fields = match.groupdict()
             default = "mlp" if kind == "ffn_neuron" else "attn"

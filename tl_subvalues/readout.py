@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import padded
+from tl_subvalues.blocks import in_full_precision, padded
 from tl_subvalues.model_view import ReadoutPieces, view_of
 
 # Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
@@ -45,6 +45,8 @@ class Readout:
     def __init__(self, model: Any, *, scale: Tensor | float | str) -> None:
         if isinstance(scale, str) and scale != "recomputed":
             raise ValueError(f"scale is a tensor or 'recomputed', got {scale!r}.")
+        if not isinstance(scale, str) and (isinstance(scale, bool) or not _is_positive(scale)):
+            raise ValueError(f"a frozen scale is a positive, finite number or a tensor of such, got {scale!r}.")
         view = view_of(model)
         self._pieces: ReadoutPieces = view.readout
         self._dtype = view.compute_dtype
@@ -73,20 +75,29 @@ class Readout:
         """Number of words."""
         return self._pieces.d_vocab
 
+    @in_full_precision
     def logits(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Logits as the model would compute them from this residual stream."""
         return self._logits(self.normed(residual))
 
+    @in_full_precision
     def log_probs(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Log-probabilities of all words, in nats."""
         return self.logits(residual).log_softmax(-1)
 
+    @in_full_precision
     def log_prob(self, residual: Float[Tensor, "*rest d_model"], token: int) -> Float[Tensor, "*rest"]:
-        """Log-probability of one word, in nats; the vocabulary is read in blocks."""
+        """Log-probability of one word, in nats; the vocabulary is read in blocks.
+
+        Raises:
+            ValueError: if the word is outside the vocabulary.
+        """
+        self.require_word(token)
         normed = self.normed(residual)
         flat = normed.reshape(-1, normed.shape[-1])
         return self.normed_log_prob(flat, token).reshape(normed.shape[:-1])
 
+    @in_full_precision
     def bs_values(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Before-softmax values of vectors: the linear part of N(v) W_U, biases left out (section 3 of the paper).
 
@@ -100,8 +111,22 @@ class Readout:
             return self
         chosen = copy.copy(self)
         scale = self.scale
+        try:
+            scale.expand(*shape, 1)
+        except RuntimeError as error:
+            message = (
+                f"a scale of shape {tuple(scale.shape)} does not go with residuals of shape {(*shape, 'd_model')}."
+            )
+            raise ValueError(message) from error
         chosen.scale = scale.reshape(()) if scale.numel() == 1 else scale.expand(*shape, 1).reshape(-1)[row]
         return chosen
+
+    def require_word(self, token: Any) -> None:
+        """Raise unless a token id is in the vocabulary."""
+        if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < self.d_vocab:
+            raise ValueError(
+                f"token id {token!r} is outside the vocabulary, whose ids run from 0 to {self.d_vocab - 1}."
+            )
 
     # What follows serves the importance scores: the two halves of the readout, before and after the norm.
 
@@ -295,3 +320,11 @@ class Readout:
 def _dot(rows: Float[Tensor, "n d_model"], column: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:
     """Rows @ column, each row summed alone, so that its bits do not depend on how many there are."""
     return (rows * column).sum(-1)
+
+
+def _is_positive(scale: Any) -> bool:
+    try:
+        numbers = torch.as_tensor(scale)
+        return bool((torch.isfinite(numbers) & (numbers > 0)).all())
+    except (TypeError, ValueError, RuntimeError):
+        return False

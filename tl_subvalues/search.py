@@ -4,8 +4,11 @@ The search evaluates subvalues in descending order of an upper bound and stops o
 every bound that is left: what comes out is the exact top k, ties included, and the `Certificate` says so.
 """
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -56,7 +59,7 @@ class Candidates:
     mean: Float[Tensor, "group columns"]  # expected readout columns under log_p, [group, 0] where no bound holds
     groups: Sequence[Subvalues]
 
-    @property
+    @cached_property
     def starts(self) -> Int[Tensor, " groups_and_end"]:
         """Number of the first part of each group, and of all parts."""
         return torch.tensor([0, *(len(group) for group in self.groups)]).cumsum(0)
@@ -83,9 +86,7 @@ class Candidates:
         return torch.empty_like(scores).index_copy_(0, order, scores)
 
 
-def rank(
-    candidates: Candidates, *, top: int | None = None, largest: bool = True, show_progress: bool = False
-) -> Ranking:
+def rank(candidates: Candidates, *, top: Any = None, largest: bool = True, show_progress: bool = False) -> Ranking:
     """The `top` parts with the highest (or lowest) log-probability increase; ties in order of computation.
 
     `top=None` evaluates all; so does a readout for which the bound does not hold (a logit soft cap).
@@ -93,7 +94,8 @@ def rank(
     Raises:
         ValueError: if `top` is not a positive number.
     """
-    if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 1):
+    top = operator.index(top) if hasattr(top, "__index__") and not isinstance(top, bool) else top
+    if top is not None and (not isinstance(top, int) or isinstance(top, bool) or top < 1):
         raise ValueError(f"top is a positive number or None for all, got {top!r}.")
     if top is None or top >= int(candidates.starts[-1]):
         return sweep(candidates, top, largest, show_progress)
@@ -138,25 +140,36 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
         both_sides=not largest,
     )
     sign = 1.0 if largest else -1.0
-    pairs = zip(sites, candidates.groups, strict=True)
-    bounds = [site.upper(parts) if largest else site.lower(parts) for site, parts in pairs]
-    promise = sign * torch.cat(bounds).cpu()
-    order = torch.sort(promise, descending=True, stable=True).indices
-    found = promise.new_zeros(0)
+    total, sign = int(candidates.starts[-1]), 1.0 if largest else -1.0
+    promise = candidates.log_p.new_empty(total, device="cpu")
+    for i, (site, parts) in enumerate(zip(sites, candidates.groups, strict=True)):
+        bound = site.upper(parts) if largest else site.lower(parts)
+        promise[candidates.starts[i] : candidates.starts[i + 1]] = sign * bound.cpu()
     # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more.
     block = candidates.readout.block_sizes[0]
     step = -(-top // block) * block
-    with tqdm(total=len(order), disable=not show_progress, unit="subvalue") as bar:
-        while len(found) < len(order):
-            scores = candidates.evaluate(order[len(found) : len(found) + step])
-            found = torch.cat([found, sign * scores])
-            bar.update(len(scores))
-            step = block * max(1, step // block // 2)
+    found, order = promise.new_zeros(0), torch.zeros(0, dtype=torch.long)
+    ahead = _by_promise(promise, 4 * step)  # a window of what comes next; the whole order would be twice the bounds
+    with tqdm(total=total, disable=not show_progress, unit="subvalue") as bar:
+        while True:
+            order = torch.cat([order, ahead[:step]])
+            found = torch.cat([found, sign * candidates.evaluate(ahead[:step])])
+            ahead = ahead[step:]
+            bar.update(len(order) - bar.n)
+            if len(order) < total and not len(ahead):
+                promise[order] = -torch.inf
+                ahead = _by_promise(promise, min(total - len(order), 4 * len(order)))
             # Strictly above: a part that ties with the k-th must have been seen, for ties go by order of computation.
-            if len(found) < len(order) and torch.topk(found, top).values[-1] > promise[order[len(found)]]:
+            if not len(ahead) or torch.topk(found, top).values[-1] > promise[ahead[0]]:
                 break
-    left = float(sign * promise[order[len(found)]]) if len(found) < len(order) else None
-    return _ranking(candidates, order[: len(found)], sign * found, top, largest, "bound", left, None)
+            step = block * max(1, step // block // 2)
+    left = float(sign * promise[ahead[0]]) if len(ahead) else None
+    return _ranking(candidates, order, sign * found, top, largest, "bound", left, None)
+
+
+def _by_promise(promise: Float[Tensor, " all"], n: int) -> Int[Tensor, " n"]:
+    """The n parts that promise most, most promising first."""
+    return torch.topk(promise, min(n, len(promise))).indices
 
 
 def _ranking(

@@ -54,6 +54,19 @@ class Run:
         self.view = view
         self.activations = activations
         self.position = position
+        self._weights = view.fingerprint()
+
+    def require_same_weights(self) -> None:
+        """Raise if the model's weights have changed since the run, for its parts are made of both.
+
+        Raises:
+            ValueError: if they have.
+        """
+        if self.view.fingerprint() != self._weights:
+            raise ValueError(
+                f"the weights of {self.view.name} have changed since this trace was made, so its activations and its "
+                "weights no longer go together; trace the prompt again."
+            )
 
     def sites(self) -> list[Site]:
         """All sublayers, in order of computation."""

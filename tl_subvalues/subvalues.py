@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import padded
+from tl_subvalues.blocks import in_full_precision, padded
 from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label, head_label, head_position_label
 from tl_subvalues.model_view import Activations, view_of
 from tl_subvalues.model_view.activations import index_of
@@ -170,6 +170,7 @@ def weighted_values(
     return einops.rearrange(pattern, "... head source -> ... source head 1") * values
 
 
+@in_full_precision
 def attn_subvalues(
     model: Any,
     cache: Any,
@@ -208,9 +209,8 @@ def attn_subvalues(
     view = view_of(model)
     attention = view.layer(layer).attention()
     activations = Activations(view, cache)
-    names = ["hook_z"] if by == "head" else ["hook_pattern", "hook_v"]
-    hooks = activations.require_sublayer(layer, "attn", names)
-    positions, single = _positions(activations.length(hooks[0], dim=1 if by == "head" else 2), pos_slice)
+    n_queries = activations.require_heads(layer) if by == "head" else activations.require_sources(layer)
+    positions, single = _positions(n_queries, pos_slice)
     n_heads, d_head, _ = attention.W_O.shape
     W_O = attention.W_O
     if by == "head":
@@ -243,6 +243,7 @@ def attn_subvalues(
     return (stack, labels) if return_labels else stack
 
 
+@in_full_precision
 def ffn_subvalues(
     model: Any,
     cache: Any,
@@ -279,8 +280,7 @@ def ffn_subvalues(
     view = view_of(model)
     ffn = view.layer(layer).ffn()
     activations = Activations(view, cache)
-    (hook,) = activations.require_sublayer(layer, "mlp", ["hook_post"])
-    positions, single = _positions(activations.length(hook), pos_slice)
+    positions, single = _positions(activations.require_neurons(layer), pos_slice)
     n_neurons = ffn.W_out.shape[0]
     neurons = torch.arange(n_neurons)[index_of(neuron_slice, n_neurons, "neuron")].reshape(-1)
     m = activations.coefficients(layer, n_neurons, positions)

@@ -10,12 +10,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.blocks import in_full_precision
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance import as_prob_increase
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import (
     Activations,
     ModelView,
+    check_final_scale,
     check_readout,
     check_run,
     decode_each,
@@ -56,7 +58,9 @@ def trace(
         scale: "frozen" holds the final norm's scale at this run's final residual stream (the paper's way), "recomputed"
             takes it from whatever is read (the logit lens).
         prepend_bos: goes to `model.to_tokens`; None is the model's own default.
-        cache: an ActivationCache made earlier for the same prompt. Without one the model runs once.
+        cache: an ActivationCache made earlier for the same prompt. Without one the model runs once. What is traced is
+            the run that the cache holds: of a run with interventions, that run. Tables read the model's weights when
+            they are made, and refuse if these have changed since.
 
     Raises:
         UnsupportedModelError: if the model's blocks or readout do not add up to what it computes.
@@ -78,6 +82,7 @@ def trace(
     return made
 
 
+@in_full_precision
 def trace_of_run(
     view: ModelView,
     tokens: Int[Tensor, " pos"],
@@ -91,6 +96,7 @@ def trace_of_run(
     activations = Activations(view, cache)
     check_run(view, activations, position)
     final_scale = activations.final_scale(position)
+    check_final_scale(view, activations, position)
     frozen = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
     log_probs = frozen.log_probs(activations.final_residual(position)[0])
     if logits is not None:
@@ -121,7 +127,7 @@ def require_scale(scale: str) -> None:
 def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[Tensor, " pos"]) -> None:
     """Raise unless a given cache is complete, of one prompt, and of this one."""
     activations.require(view.hooks())
-    batch, n_positions = (activations.length("blocks.0.hook_resid_pre", dim) for dim in (0, 1))
+    batch, n_positions = activations.batch_and_positions
     if batch != 1:
         raise ValueError(f"the cache holds a batch of {batch} prompts where one is needed; run the prompts one by one.")
     if n_positions != len(tokens):
@@ -203,6 +209,7 @@ class Trace:
         """
         return self._table("ffn_neuron", top, largest, show_progress)
 
+    @in_full_precision
     def vocabulary(self, label: str | Sequence[str], k: int = 10) -> pd.DataFrame:
         """The tokens that a component writes and suppresses: columns side, rank, token, token_id, bs_value.
 
@@ -213,9 +220,12 @@ class Trace:
         Raises:
             ValueError: if there is no such component.
         """
-        if k < 1:
+        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k is a positive number, got {k!r}.")
         labels = [label] if isinstance(label, str) else list(label)
+        if not labels:
+            raise ValueError("no labels: name a component, such as 'L24N1005', or a list of them.")
+        self.run.require_same_weights()
         tables = []
         for name, values in zip(labels, self._bs_values(labels), strict=True):
             sides = {}
@@ -251,12 +261,14 @@ class Trace:
         bounded = self.readout.bounded
         return self.readout.mean_columns(self._log_probs) if bounded else self._log_probs.new_zeros(len(self._sites), 0)
 
+    @in_full_precision
     def candidates(self, unit: Unit) -> "Prepared":
         """All parts of one kind, ready to be ranked; what every table starts from.
 
         Raises:
             UnsupportedModelError: if a layer has no such parts, naming all that have none.
         """
+        self.run.require_same_weights()
         sublayers = {"sublayer": ("attn", "mlp"), "ffn_neuron": ("mlp",)}.get(unit, ("attn",))
         numbers = [i for i, site in enumerate(self._sites) if site.sublayer in sublayers]
         sites = [self._sites[i] for i in numbers]
@@ -271,6 +283,7 @@ class Trace:
         )
         return Prepared(unit, sites, parts, found)
 
+    @in_full_precision
     def table(self, prepared: "Prepared", ranking: Ranking) -> pd.DataFrame:
         """A ranking of this trace's parts as a table, with its certificate in `attrs`."""
         base = prepared.candidates.log_p[:, self.target_id].cpu()[ranking.group]
@@ -287,6 +300,7 @@ class Trace:
         table.attrs["certificate"] = asdict(ranking.certificate)
         return table
 
+    @in_full_precision
     def _table(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
         prepared = self.candidates(unit)
         ranking = rank(prepared.candidates, top=top, largest=largest, show_progress=show_progress)

@@ -1,6 +1,6 @@
 """Activations of one run by the method's names, with a batch dimension whether or not the cache has one."""
 
-from collections.abc import Iterable
+import operator
 from typing import Any
 
 import torch
@@ -37,12 +37,37 @@ class Activations:
                 "model.run_with_cache(tokens) without a names_filter, or leave cache=None to have the model run."
             )
 
-    def require_sublayer(self, layer: int, sublayer: str, names: list[str]) -> list[str]:
-        """Require a sublayer's own hooks and its post-norm's scale; the full names of the former."""
+    def require_heads(self, layer: int) -> int:
+        """Require what a layer's heads are made of; the number of query positions.
+
+        Raises:
+            KeyError: naming every missing hook.
+        """
+        self._require_sublayer(layer, "attn", ["hook_z"])
+        return int(self._raw(f"blocks.{layer}.attn.hook_z").shape[1])
+
+    def require_sources(self, layer: int) -> int:
+        """Require what a layer's heads read from each source position; the number of query positions.
+
+        Raises:
+            KeyError: naming every missing hook.
+        """
+        self._require_sublayer(layer, "attn", ["hook_pattern", "hook_v"])
+        return int(self._raw(f"blocks.{layer}.attn.hook_pattern").shape[2])
+
+    def require_neurons(self, layer: int) -> int:
+        """Require what a layer's FFN neurons are made of; the number of positions.
+
+        Raises:
+            KeyError: naming every missing hook.
+        """
+        self._require_sublayer(layer, "mlp", ["hook_post"])
+        return int(self._raw(f"blocks.{layer}.mlp.hook_post").shape[1])
+
+    def _require_sublayer(self, layer: int, sublayer: str, names: list[str]) -> None:
         hooks = [f"blocks.{layer}.{sublayer}.{name}" for name in names]
         post_scale = self._view.layer(layer).post_scale_hook(sublayer)
         self.require([*hooks, post_scale] if post_scale else hooks)
-        return hooks
 
     def residual(
         self, layer: int, sublayer: str, positions: Positions = slice(None)
@@ -127,9 +152,11 @@ class Activations:
         """Whether the cache itself has a batch dimension."""
         return self._batched
 
-    def length(self, name: str, dim: int = 1) -> int:
-        """Length of a cached activation along a dimension, the batch dimension counted."""
-        return int(self._raw(name).shape[dim])
+    @property
+    def batch_and_positions(self) -> tuple[int, int]:
+        """Number of prompts and of positions in the cache."""
+        batch, positions, *_ = self._raw("blocks.0.hook_resid_pre").shape
+        return batch, positions
 
     def _raw(self, name: str) -> Tensor:
         self.require([name])
@@ -142,32 +169,43 @@ class Activations:
 
 
 def index_of(selection: Any, size: int, what: str) -> Positions:
-    """TransformerLens's slice input (int, tuple, list, array, slice or None) as an index into an axis of `size`.
+    """TransformerLens's slice input (int, tuple, list, array, mask, slice or None) as an index into an axis of `size`.
 
     Raises:
-        ValueError: for an index out of range.
+        ValueError: for an index out of range, or anything else than integers and masks.
     """
+    selection = getattr(selection, "slice", selection)  # TransformerLens's own Slice
     if selection is None:
         return slice(None)
     if isinstance(selection, slice):
         return selection
     if isinstance(selection, tuple):
         return slice(*selection)
-    if isinstance(selection, int) and not isinstance(selection, bool):
-        return resolve_index(selection, size, what)
-    if not isinstance(selection, Iterable):
-        raise ValueError(f"{what}s are an int, a slice, a tuple, a list or None, got {selection!r}.")
-    return torch.tensor([resolve_index(int(i), size, what) for i in selection])
+    if isinstance(selection, str | bool):
+        raise ValueError(f"{what}s are an int, a slice, a tuple, a list, a mask or None, got {selection!r}.")
+    try:
+        chosen = torch.as_tensor(selection)
+    except (TypeError, ValueError, RuntimeError) as error:
+        message = f"{what}s are an int, a slice, a tuple, a list, a mask or None, got {selection!r}."
+        raise ValueError(message) from error
+    if chosen.dtype == torch.bool and chosen.shape == (size,):
+        return chosen.nonzero().flatten()
+    if chosen.numel() and (chosen.is_floating_point() or chosen.is_complex() or chosen.dtype == torch.bool):
+        raise ValueError(f"{what}s are integers or a mask of length {size}, got {selection!r}.")
+    if chosen.ndim == 0:
+        return resolve_index(chosen.item(), size, what)
+    return torch.tensor([resolve_index(i, size, what) for i in chosen.tolist()], dtype=torch.long)
 
 
-def resolve_index(index: int, size: int, what: str) -> int:
+def resolve_index(index: Any, size: int, what: str) -> int:
     """An index counted from the front.
 
     Raises:
-        ValueError: if it is out of range.
+        ValueError: if it is out of range, or no integer.
     """
-    if isinstance(index, bool) or not isinstance(index, int):
+    if isinstance(index, bool) or not hasattr(index, "__index__"):
         raise ValueError(f"{what} is an integer, got {index!r}.")
-    if not -size <= index < size:
-        raise ValueError(f"{what} {index} is out of range: there are {size}, so it runs from {-size} to {size - 1}.")
-    return index % size
+    number = operator.index(index)
+    if not -size <= number < size:
+        raise ValueError(f"{what} {number} is out of range: there are {size}, so it runs from {-size} to {size - 1}.")
+    return number % size

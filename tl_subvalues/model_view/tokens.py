@@ -26,7 +26,7 @@ def prompt_tokens(view: ModelView, prompt: Any, prepend_bos: bool | None = None)
         if prepend_bos:
             raise ValueError("prepend_bos=True is for text; put the BOS id in front of the token ids yourself.")
         tokens = _as_ids(prompt)
-    if tokens.numel() == 0 or prompt == "":
+    if tokens.numel() == 0:
         raise ValueError(
             "the prompt is empty; pass text, or at least one token id (the BOS id to trace from BOS alone)."
         )
@@ -72,9 +72,15 @@ def _encode(view: ModelView, text: str, prepend_bos: bool | None) -> Int[Tensor,
         raise ValueError(f"{view.name} has no tokenizer; pass token ids, or boot the model with tokenizer=.")
     if text == "":
         return torch.zeros(0, dtype=torch.long)
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"the text {text!r} is not valid Unicode; was it read in another encoding?") from error
     # Without truncate=False a long prompt would lose its end without a word.
     keywords: dict[str, Any] = {"truncate": False}
     if prepend_bos is not None:
+        if not isinstance(prepend_bos, bool):
+            raise ValueError(f"prepend_bos is True, False or None, got {prepend_bos!r}.")
         keywords["prepend_bos"] = prepend_bos
     tokens: Tensor = view.model.to_tokens(text, **keywords)[0]
     return tokens.long()

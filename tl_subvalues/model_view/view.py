@@ -28,8 +28,8 @@ class ModelView:
         Raises:
             ValueError: if there is no such layer.
         """
-        if not 0 <= layer < self.n_layers:
-            raise ValueError(f"layer {layer} is out of range: {self.name} has layers 0 to {self.n_layers - 1}.")
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+            raise ValueError(f"layer {layer!r} is out of range: {self.name} has layers 0 to {self.n_layers - 1}.")
         return self.layers[layer]
 
     @cached_property
@@ -71,11 +71,19 @@ class ModelView:
         W_U = self.readout.W_U
         return W_U.device if W_U is not None else next(self.model.parameters()).device
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """The model's own dtype, which sets the tolerances."""
-        W_U = self.readout.W_U
-        return W_U.dtype if W_U is not None else next(self.model.parameters()).dtype
+        """The model's own dtype, the coarser of its blocks' and its readout's, which sets the tolerances."""
+        parameters = [
+            next(self.model.blocks.parameters()),
+            *([self.readout.W_U] if self.readout.W_U is not None else []),
+        ]
+        floating = [p.dtype for p in parameters if p.is_floating_point()]
+        return max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
+
+    def fingerprint(self) -> tuple[tuple[int, int], ...]:
+        """Changes whenever a weight is written to or replaced."""
+        return tuple((p.data_ptr(), p._version) for p in self.model.parameters())
 
     @property
     def compute_dtype(self) -> torch.dtype:
