@@ -120,7 +120,7 @@ def _quieten(progress: bool) -> None:
     from transformers.utils import logging as hf_logging
 
     warnings.filterwarnings("ignore")
-    logging.disable(logging.WARNING)
+    logging.getLogger().setLevel(logging.ERROR)  # TransformerLens warns through the root logger
     hf_logging.set_verbosity_error()
     hide: Any = hf_logging.disable_progress_bar
     if not progress:

@@ -18,8 +18,9 @@ from tl_subvalues.model_view import ReadoutPieces, view_of
 
 # Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
 # have VECTOR_BLOCK rows (padded with zeros), so that a vector gives the same bits whatever stands beside it: ties stay
-# ties, and a search gives what a sweep gives.
-VECTOR_BLOCK = 128
+# ties, and a search gives what a sweep gives. Of 160 rows, because two such blocks certify the default top 300 (304
+# evaluations were needed on SmolLM2-135M); blocks of 128 took 1.14 times as long, blocks of 320 rows 0.94 times.
+VECTOR_BLOCK = 160
 VOCAB_BLOCK = 2048
 # An accelerator wants more at a time: a block of 128 MB.
 ACCELERATOR_BLOCKS = (2048, 16384)
