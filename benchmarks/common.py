@@ -1,5 +1,6 @@
 """Timing and tables shared by the benchmarks: every speed is a ratio of two things timed in one run, turn by turn."""
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable
@@ -25,6 +26,7 @@ def best_times(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, f
 def peak_memory_mb(task: Callable[[], Any]) -> float:
     """Resident memory that a task needs at its peak beyond what was there before it, in MB (Linux)."""
     gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory that was freed before would be used again unseen
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
     before = _status("VmRSS")

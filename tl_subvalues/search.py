@@ -20,8 +20,8 @@ from tl_subvalues.importance import increases
 from tl_subvalues.readout import Readout
 from tl_subvalues.subvalues import Subvalues
 
-# Subvalues made at a time: 1,024 vectors of 4,096 numbers are 16 MB.
-BLOCK = 1024
+# Subvalues made at a time, a multiple of the readout's blocks: 1,280 vectors of 4,096 numbers are 20 MB.
+BLOCK = 1280
 
 
 @dataclass(frozen=True)
