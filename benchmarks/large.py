@@ -48,8 +48,9 @@ def random_model(shape: str, device: str) -> Any:
         if name.endswith("norm.weight") or (".ln_" in name and name.endswith("weight")):
             parameter.data.fill_(1.0)
     for module in hf.modules():
-        if hasattr(module, "rope_init_fn"):  # buffers left empty by the meta device
-            module.__init__(config=config, device=device)
+        if type(module).__name__.endswith("RotaryEmbedding"):  # its buffers were left empty by the meta device
+            for name, buffer in type(module)(config).named_buffers():
+                getattr(module, name).copy_(buffer)
     for buffer in hf.buffers():
         if buffer.dtype == torch.bool:
             buffer.copy_(torch.ones_like(buffer).tril())
