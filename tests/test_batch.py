@@ -99,6 +99,8 @@ def test_bad_input_names_the_prompt() -> None:
         tlsv.trace_batch(model, ["w3"], ["w4 w5"])
     with pytest.raises(ValueError, match="as many targets"):
         tlsv.trace_batch(model, ["w3", "w4"], ["w5"])
+    with pytest.raises(ValueError, match="list of prompts"):
+        tlsv.trace_batch(model, [], [])
 
 
 def test_padding_is_cut_off() -> None:

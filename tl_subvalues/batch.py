@@ -52,7 +52,7 @@ def trace_batch(
     """
     view = view_of(model)
     require_scale(scale)
-    if isinstance(prompts, str) or len(prompts) != len(targets):
+    if isinstance(prompts, str) or len(prompts) != len(targets) or not len(prompts):
         raise ValueError(f"a list of prompts and as many targets are needed, got {len(prompts)} and {len(targets)}.")
     asked = []
     for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):

@@ -32,9 +32,7 @@ class Certificate:
     candidates: int
     evaluated: int
     kth_value: float | None  # nats; None without candidates
-    last_bound: (
-        float | None
-    )  # highest (lowest for the lowest k) bound of those not evaluated, in nats; None if none is left
+    last_bound: float | None  # best bound of those not evaluated, in nats; None if none is left
     reason: str | None = None  # why a sweep, where a search was asked for
 
 
