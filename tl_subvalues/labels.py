@@ -5,8 +5,9 @@ The labels are TransformerLens's where it has one (`ActivationCache.decompose_re
 """
 
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Kind = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
 Sublayer = Literal["attn", "mlp"]
@@ -61,6 +62,21 @@ def attn_neuron_label(layer: int, head: int, dim: int, position: int) -> str:
 def ffn_neuron_label(layer: int, neuron: int) -> str:
     """FFN neuron: `L24N1005`."""
     return f"L{layer}N{neuron}"
+
+
+_MAKERS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+    "sublayer": (sublayer_label, ("layer", "sublayer")),
+    "head": (head_label, ("layer", "head")),
+    "head_position": (head_position_label, ("layer", "head", "position")),
+    "attn_neuron": (attn_neuron_label, ("layer", "head", "dim", "position")),
+    "ffn_neuron": (ffn_neuron_label, ("layer", "neuron")),
+}
+
+
+def labels_of(kind: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Labels of many components of one kind, given by their layers, heads and so on, column by column."""
+    make, names = _MAKERS[kind]
+    return [make(*row) for row in zip(*(columns[name] for name in names), strict=True)]
 
 
 def parse_label(label: str) -> Component:

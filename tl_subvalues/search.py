@@ -92,15 +92,25 @@ def rank(candidates: Candidates, *, top: Any = None, largest: bool = True, show_
     Raises:
         ValueError: if `top` is not a positive number.
     """
-    top = operator.index(top) if hasattr(top, "__index__") and not isinstance(top, bool) else top
-    if top is not None and (not isinstance(top, int) or isinstance(top, bool) or top < 1):
-        raise ValueError(f"top is a positive number or None for all, got {top!r}.")
+    top = require_top(top)
     if top is None or top >= int(candidates.starts[-1]):
         return sweep(candidates, top, largest, show_progress)
     if not candidates.readout.bounded:
         reason = "logits are not affine in the normed residual stream (a soft cap), so no bound holds"
         return sweep(candidates, top, largest, show_progress, reason)
     return search(candidates, top, largest, show_progress)
+
+
+def require_top(top: Any) -> int | None:
+    """How many rows are asked for, as an int; None is all.
+
+    Raises:
+        ValueError: if it is neither None nor a positive whole number.
+    """
+    top = operator.index(top) if hasattr(top, "__index__") and not isinstance(top, bool) else top
+    if top is not None and (not isinstance(top, int) or isinstance(top, bool) or top < 1):
+        raise ValueError(f"top is a positive number or None for all, got {top!r}.")
+    return top
 
 
 def sweep(

@@ -1,6 +1,8 @@
 """The places of one run where a sublayer adds to the residual stream, and the parts that it adds there."""
 
+import copy
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -68,6 +70,16 @@ class Run:
                 "weights no longer go together; trace the prompt again."
             )
 
+    def at(self, position: int) -> "Run":
+        """The same run at another position."""
+        if position == self.position:
+            return self
+        other = copy.copy(self)
+        other.__dict__.pop("sites", None)
+        other.position = position
+        return other
+
+    @cached_property
     def sites(self) -> list[Site]:
         """All sublayers, in order of computation."""
         return [
@@ -81,6 +93,28 @@ class Run:
             for sublayer, present in (("attn", layer.has_attn), ("mlp", layer.has_ffn))
             if present
         ]
+
+    def read_by(self, layer: int, sublayer: str) -> list[Site]:
+        """The sublayers whose outputs are in the residual stream that a sublayer reads, in order of computation.
+
+        Of its own layer that is the attention, for an FFN that does not stand beside it.
+        """
+        sequential = sublayer == "mlp" and not self.view.layer(layer).parallel
+        return [s for s in self.sites if s.layer < layer or (s.layer == layer and s.sublayer == "attn" and sequential)]
+
+    def embeddings(self) -> dict[str, Float[Tensor, " d_model"]]:
+        """What enters layer 0, by label: `embed`, and `pos_embed` where it is added by itself."""
+        return {label: vector[0] for label, vector in self.activations.embeddings(self.position).items()}
+
+    def bias(self, site: Site) -> Float[Tensor, " d_model"]:
+        """The constant part of what a sublayer adds: what its heads or neurons leave of its output."""
+        layer = self.view.layer(site.layer)
+        attn = site.sublayer == "attn"
+        passage, bias = (
+            (layer.attention().passage, layer.attention().b_O) if attn else (layer.ffn().passage, layer.ffn().b_out)
+        )
+        constant = torch.zeros_like(site.output) if bias is None else bias.to(site.output)
+        return passage.carry_bias(constant, self._post_scale(site.layer, site.sublayer))
 
     def parts(self, site: Site, unit: Unit) -> Parts:
         """The parts of one site.

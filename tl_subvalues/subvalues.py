@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import in_full_precision, padded
+from tl_subvalues.blocks import in_full_precision, length_of_all, padded
 from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label, head_label, head_position_label
 from tl_subvalues.model_view import Activations, view_of
 from tl_subvalues.model_view.activations import index_of
@@ -119,8 +119,7 @@ class NeuronSubvalues:
 
     def longest(self) -> Float[Tensor, " all"]:
         """|coefficient| times the length of all directions together, as the passage may stretch it."""
-        together = float(torch.linalg.vector_norm(self.directions, dtype=self.coefficients.dtype))
-        return self.coefficients.abs() * (together * self.passage.stretch(self.scale))
+        return self.coefficients.abs() * (length_of_all(self.directions) * self.passage.stretch(self.scale))
 
 
 @dataclass(frozen=True)

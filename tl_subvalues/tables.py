@@ -6,13 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tl_subvalues.labels import (
-    attn_neuron_label,
-    ffn_neuron_label,
-    head_label,
-    head_position_label,
-    sublayer_label,
-)
+from tl_subvalues.activation import ActivationScores
+from tl_subvalues.curve import Curve
+from tl_subvalues.labels import labels_of, parse_label
+from tl_subvalues.query import QueryScores
 
 COLUMNS: dict[str, list[str]] = {
     "sublayer": ["layer", "sublayer"],
@@ -55,20 +52,8 @@ def ranked_table(
                 columns[name][mine] = values
     if "token" in columns:
         columns["token"][:] = np.array([*tokens, ""], dtype=object)[columns["position"]]
-    return pd.DataFrame({"label": labels(unit, columns), **columns})
-
-
-def labels(unit: str, parts: dict[str, Any]) -> list[str]:
-    """Labels of parts given by their indices, column by column."""
-    make: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
-        "sublayer": (sublayer_label, ("layer", "sublayer")),
-        "head": (head_label, ("layer", "head")),
-        "head_position": (head_position_label, ("layer", "head", "position")),
-        "attn_neuron": (attn_neuron_label, ("layer", "head", "dim", "position")),
-        "ffn_neuron": (ffn_neuron_label, ("layer", "neuron")),
-    }
-    function, names = make[unit]
-    return [function(*row) for row in zip(*(np.asarray(parts[name]).tolist() for name in names), strict=True)]
+    names = labels_of(unit, {name: column.tolist() for name, column in columns.items()})
+    return pd.DataFrame({"label": names, **columns})
 
 
 def vocabulary_table(
@@ -90,3 +75,70 @@ def vocabulary_table(
         for side, (tokens, ids, values) in sides.items()
     ]
     return pd.concat(frames, ignore_index=True)
+
+
+def activation_table(label: str, by: str, scores: ActivationScores) -> pd.DataFrame:
+    """One row a component, first what drove the neuron most: highest scores of a positive sum, lowest of a negative."""
+    columns = {name: values.numpy() for name, values in scores.columns.items()}
+    table = pd.DataFrame({"label": scores.labels, **columns})
+    negative = bool(table["score"].sum() < 0)
+    table = table.sort_values("score", ascending=negative, kind="stable", ignore_index=True)
+    table.attrs = {"neuron": label, "by": by, "sums_to": scores.sums_to, "position": scores.position}
+    return table
+
+
+def query_table(unit: str, scores: QueryScores, top: int | None, tokens: Sequence[str]) -> pd.DataFrame:
+    """One row a component with the columns of its kind, highest query score first."""
+    table = pd.DataFrame({"label": scores.labels, "query_score": scores.scores.numpy()})
+    table = table.sort_values("query_score", ascending=False, kind="stable", ignore_index=True).head(top or len(table))
+    components = [None if label in ("embed", "pos_embed") else parse_label(label) for label in table["label"]]
+    for place, name in enumerate((n for n in COLUMNS[unit] if n != "coefficient"), start=1):
+        if name == "token":
+            values: list[Any] = [tokens[position] for position in table["position"]]
+        else:
+            values = [None if component is None else getattr(component, name) for component in components]
+        dtype = object if _DTYPES[name] is object else "Int64" if None in values else np.int64
+        table.insert(place, name, pd.Series(values, dtype=dtype, index=table.index))
+    table.attrs = {"left_out": scores.left_out}
+    return table
+
+
+def curve_table(curve: Curve) -> pd.DataFrame:
+    """One row a step."""
+    log_prob = curve.log_probs.cpu().double().numpy()
+    steps = np.arange(len(curve.labels))
+    return pd.DataFrame({"step": steps, "label": curve.labels, "prob": np.exp(log_prob), "log_prob": log_prob})
+
+
+def labels_in(table: Any) -> list[str]:
+    """Labels of a table, or a list of labels as it is.
+
+    Raises:
+        ValueError: for anything else, or nothing.
+    """
+    if isinstance(table, pd.DataFrame):
+        if "label" not in table:
+            raise ValueError(f"the table has no column 'label', only {', '.join(map(repr, table.columns))}.")
+        table = table["label"].tolist()
+    elif isinstance(table, str) or not isinstance(table, Sequence):
+        raise ValueError(f"a table with a column 'label' or a list of labels is needed, got {type(table).__name__}.")
+    if not len(table):
+        raise ValueError("the table has no rows; ask for more than none.")
+    return list(table)
+
+
+def value_neurons_in(values: Any) -> tuple[list[str], list[float]]:
+    """Labels and log-probability increases of value neurons.
+
+    Raises:
+        ValueError: unless it is a table of `ffn_neurons` or `attn_neurons` with finite increases.
+    """
+    if not isinstance(values, pd.DataFrame) or not {"label", "log_prob_increase"} <= set(values.columns):
+        raise ValueError("values is a table of trace.ffn_neurons() or trace.attn_neurons(), with label and increase.")
+    labels = labels_in(values)
+    increases = values["log_prob_increase"].astype(float)
+    if not np.isfinite(increases).all():
+        raise ValueError("values holds log-probability increases that are NaN or infinite; drop those rows.")
+    if values["label"].duplicated().any():
+        raise ValueError(f"values holds {values['label'][values['label'].duplicated()].iloc[0]!r} more than once.")
+    return labels, increases.tolist()

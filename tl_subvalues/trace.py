@@ -10,10 +10,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.activation import activation_scores
 from tl_subvalues.blocks import in_full_precision
+from tl_subvalues.components import through_head, written
+from tl_subvalues.curve import curve_of
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance import as_prob_increase
-from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import (
     Activations,
     ModelView,
@@ -26,11 +28,19 @@ from tl_subvalues.model_view import (
     view_of,
 )
 from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.query import query_scores
 from tl_subvalues.readout import Readout
-from tl_subvalues.search import Candidates, Ranking, rank
+from tl_subvalues.search import Candidates, Ranking, rank, require_top
 from tl_subvalues.sites import Parts, Run, Site, Unit
-from tl_subvalues.subvalues import NeuronSubvalues
-from tl_subvalues.tables import ranked_table, vocabulary_table
+from tl_subvalues.tables import (
+    activation_table,
+    curve_table,
+    labels_in,
+    query_table,
+    ranked_table,
+    value_neurons_in,
+    vocabulary_table,
+)
 
 # Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
 _LABELS = 64
@@ -210,15 +220,18 @@ class Trace:
         return self._table("ffn_neuron", top, largest, show_progress)
 
     @in_full_precision
-    def vocabulary(self, label: str | Sequence[str], k: int = 10) -> pd.DataFrame:
+    def vocabulary(self, label: str | Sequence[str], k: int = 10, *, through: str | None = None) -> pd.DataFrame:
         """The tokens that a component writes and suppresses: columns side, rank, token, token_id, bs_value.
 
         A neuron is read by its W_out or W_O row, sign as stored: where its coefficient is negative, top and
         bottom change places. A head or a sublayer is read by its output at the trace's position. For several labels
         at once there is one more column, `label`, in front.
 
+        `through` names a later head, or an attention neuron of it ("L23H4D38@3"): what is read then is what the
+        component makes that head write, its row behind the head's norm, W_V and W_O.
+
         Raises:
-            ValueError: if there is no such component.
+            ValueError: if there is no such component, or if `through` names no later head.
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k is a positive number, got {k!r}.")
@@ -227,7 +240,7 @@ class Trace:
             raise ValueError("no labels: name a component, such as 'L24N1005', or a list of them.")
         self.run.require_same_weights()
         tables = []
-        for name, values in zip(labels, self._bs_values(labels), strict=True):
+        for name, values in zip(labels, self._bs_values(labels, through), strict=True):
             sides = {}
             for side, largest in (("top", True), ("bottom", False)):
                 best = torch.topk(values, min(k, len(values)), largest=largest)
@@ -236,19 +249,89 @@ class Trace:
             tables.append(vocabulary_table(None if isinstance(label, str) else name, sides))
         return pd.concat(tables, ignore_index=True)
 
-    def _bs_values(self, labels: Sequence[str]) -> Iterator[Float[Tensor, " vocab"]]:
+    @in_full_precision
+    def activations(self, label: str, by: str = "sublayer") -> pd.DataFrame:
+        """What switched a neuron on: one row for each earlier component, columns label and score.
+
+        First come the components that drove it most: those with the highest scores, or with the lowest where the scores
+        add up to a negative number.
+
+        The scores add up to a plain FFN neuron's pre-activation, an attention neuron's value, or a gated FFN neuron's
+        coefficient (its gate held at this run's value; the columns `gate` and `up` add up to its two projections).
+        What the neuron's own bias terms add is the row `bias`; `embed` and `pos_embed` are what enters layer 0.
+        An attention neuron reads at its source position, and its components are those there.
+
+        Args:
+            label: an FFN neuron ("L24N1005") or an attention neuron ("L23H4D38@3").
+            by: "sublayer", or what takes the sublayers apart: "head", "head_position" (a head at one source position),
+                "ffn_neuron". Sublayers of the other kind stay whole, constant parts are rows such as `3_attn_bias`.
+
+        Raises:
+            ValueError: if the label names no neuron of this trace, or `by` no kind of component.
+            UnsupportedModelError: if the scores would not add up, naming the layer.
+        """
+        self.run.require_same_weights()
+        return activation_table(label, by, activation_scores(self.run, label, by))
+
+    def query_layers(self, values: Any) -> pd.DataFrame:
+        """Query scores of sublayers, `embed` and `pos_embed`: columns label, layer, sublayer, query_score.
+
+        Args:
+            values: value neurons, a table of `ffn_neurons` or `attn_neurons` of this trace.
+
+        The query score of a component is the sum over the value neurons of their log-probability increase times the
+        component's share in what they read (arXiv 2312.12141, section 3); over all rows here they add up to the sum of
+        the increases. Value neurons whose scores add up to nothing are left out and named in `attrs["left_out"]`.
+        """
+        return self._queries("sublayer", values, None)
+
+    def query_heads(self, values: Any, top: int | None = None) -> pd.DataFrame:
+        """Query scores of attention heads: columns label, layer, head, query_score. See `query_layers`."""
+        return self._queries("head", values, top)
+
+    def query_head_positions(self, values: Any, top: int | None = None) -> pd.DataFrame:
+        """Query scores of heads at one source position; columns also position, token. See `query_layers`."""
+        return self._queries("head_position", values, top)
+
+    def query_ffn_neurons(self, values: Any, top: int | None = 300) -> pd.DataFrame:
+        """Query neurons, the highest of all earlier FFN neurons: columns label, layer, neuron, query_score.
+
+        See `query_layers`.
+        """
+        return self._queries("ffn_neuron", values, top)
+
+    @in_full_precision
+    def curve(self, table: Any) -> pd.DataFrame:
+        """P and log p of the target as a table's subvalues are added one at a time: step, label, prob, log_prob.
+
+        They are added in the table's order to the residual stream that the earliest sublayer among them reads, which is
+        step 0. The curve of `layers()` runs from the embedding to the model's own output.
+        """
+        self.run.require_same_weights()
+        labels = labels_in(table)
+        return curve_table(curve_of(self.run, self.readout, self.target_id, labels))
+
+    @in_full_precision
+    def _queries(self, unit: Unit, values: Any, top: int | None) -> pd.DataFrame:
+        self.run.require_same_weights()
+        top = require_top(top)
+        labels, increases = value_neurons_in(values)
+        return query_table(unit, query_scores(self.run, labels, increases, unit), top, self.str_tokens)
+
+    def _bs_values(self, labels: Sequence[str], through: str | None) -> Iterator[Float[Tensor, " vocab"]]:
         """Bs-values of labelled components one by one, the vocabulary read once for every few of them."""
         for start in range(0, len(labels), _LABELS):
-            vectors = torch.stack([self._written(name) for name in labels[start : start + _LABELS]])
-            yield from self.readout.bs_values(vectors)
+            names = labels[start : start + _LABELS]
+            rows = [written(self.run, n) if through is None else through_head(self.run, n, through) for n in names]
+            yield from self.readout.bs_values(torch.stack(rows))
 
     @property
     def _view(self) -> ModelView:
         return self.run.view
 
-    @cached_property
+    @property
     def _sites(self) -> list[Site]:
-        return self.run.sites()
+        return self.run.sites
 
     @cached_property
     def _log_probs(self) -> Float[Tensor, "site vocab"]:
@@ -320,24 +403,3 @@ class Trace:
             more = f" The same holds for layers {', '.join(map(str, list(refused)[1:]))}." if len(refused) > 1 else ""
             raise UnsupportedModelError(f"{first}{more}") from first
         return parts
-
-    def _written(self, label: str) -> Float[Tensor, " d_model"]:
-        """What the component of a label writes into the residual stream."""
-        component = parse_label(label)
-        site = next((s for s in self._sites if (s.layer, s.sublayer) == (component.layer, component.sublayer)), None)
-        if site is None:
-            raise ValueError(
-                f"{label!r} is not in {self._view.name}, whose {self._view.n_layers} layers have no such sublayer."
-            )
-        parts = self.run.parts(site, component.kind)
-        index = 0
-        for name, size in parts.axes.items():
-            value = getattr(component, name)
-            if not 0 <= value < size:
-                raise ValueError(f"{label!r} is not in this trace: {name} {value} is not below {size}.")
-            index = index * size + value
-        subvalues = parts.subvalues
-        if isinstance(subvalues, NeuronSubvalues):
-            row = subvalues.directions[index % len(subvalues.directions)].to(subvalues.coefficients)
-            return subvalues.passage.carry(row, subvalues.scale)
-        return subvalues.vectors(torch.tensor([index]))[0]

@@ -6,7 +6,13 @@ the pieces of the readout (`ReadoutPieces`), tokens. What follows after this roo
 """
 
 from tl_subvalues.model_view.activations import Activations
-from tl_subvalues.model_view.completeness import check_final_scale, check_readout, check_run
+from tl_subvalues.model_view.completeness import (
+    check_ffn_keys,
+    check_final_scale,
+    check_readout,
+    check_run,
+    check_value_keys,
+)
 from tl_subvalues.model_view.host import boot_bridge
 from tl_subvalues.model_view.tokens import decode_each, prompt_tokens, resolve_target
 from tl_subvalues.model_view.view import ModelView, view_of
@@ -20,9 +26,11 @@ __all__ = [
     "ModelView",
     "ReadoutPieces",
     "boot_bridge",
+    "check_ffn_keys",
     "check_final_scale",
     "check_readout",
     "check_run",
+    "check_value_keys",
     "decode_each",
     "prompt_tokens",
     "resolve_target",

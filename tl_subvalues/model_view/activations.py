@@ -86,6 +86,23 @@ class Activations:
         """What a sublayer adds to the residual stream (after a post-norm and a residual multiplier)."""
         return self._get(f"blocks.{layer}.hook_{sublayer}_out", positions)
 
+    def embeddings(self, positions: Positions = slice(None)) -> dict[str, Float[Tensor, "batch *pos d_model"]]:
+        """What enters layer 0, by TransformerLens's labels: `embed`, and `pos_embed` where it is added by itself.
+
+        Where those in the cache do not add up to it (XGLM's sinusoids have no hook, or the cache was made without
+        them), all of it is `embed`.
+        """
+        entering = self.residual(0, "attn", positions)
+        cached = [name for name in self._view.embedding_hooks if name in self._names]
+        shape = self._raw("blocks.0.hook_resid_pre").shape
+        if cached and all(self._raw(name).shape == shape for name in cached):
+            parts = {name.removeprefix("hook_"): self._get(name, positions) for name in cached}
+            difference = (sum(parts.values(), torch.zeros_like(entering)) - entering).abs().max()
+            # Rounded once, in the model's dtype, when they were added.
+            if difference <= 2 * torch.finfo(self._view.dtype).eps * entering.abs().max():
+                return parts
+        return {"embed": entering}
+
     def z(self, layer: int, positions: Positions = slice(None)) -> Float[Tensor, "batch *pos head d_head"]:
         """Pattern-weighted values of every head, before W_O."""
         return self._get(f"blocks.{layer}.attn.hook_z", positions)

@@ -12,12 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.blocks import length_of_all, weighted_sum
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view.activations import Activations
 from tl_subvalues.model_view.view import ModelView
 from tl_subvalues.model_view.weights import Layer
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+# Of coefficients and values computed anew from the residual stream, to their largest; see test_activation.py.
+_KEY_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 # Half-precision models round the logits themselves (one part in 256 for bfloat16); float32 ones differ by the
 # order of summation: at most 7e-7 was seen, on the tiny random models and on the 135M one.
 _LOGIT_TOLERANCE = {torch.float64: 2e-6, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
@@ -75,6 +78,53 @@ def check_final_scale(view: ModelView, activations: Activations, position: int) 
             f"the final norm's scale in the cache ({cached.item():.4g}) is not that of its final residual stream "
             f"({own.item():.4g}); make the cache in one run, or leave cache=None."
         )
+
+
+def check_ffn_keys(view: ModelView, layer: int, activations: Activations, position: int) -> None:
+    """Check that what we read of a layer's FFN (norm, subkeys, activation function) gives its coefficients.
+
+    Raises:
+        UnsupportedModelError: if it does not, or if the subkeys cannot be read.
+    """
+    ffn = view.layer(layer).ffn()
+    if ffn.W_in is None or ffn.activation is None:
+        raise UnsupportedModelError(
+            f"{view.name}: layer {layer} hides its FFN's input weights or its activation function, so its activation "
+            "scores cannot be made; its subvalues still can."
+        )
+    m = activations.coefficients(layer, ffn.W_out.shape[0], position)
+    x = activations.residual(layer, "mlp", position)
+    x = x if ffn.norm is None else ffn.norm(x)
+    up = x @ ffn.W_in.to(x) + _or_zero(ffn.b_in, m)
+    if ffn.W_gate is None:
+        computed = ffn.activation(up).to(m)
+    else:
+        computed = ffn.activation(x @ ffn.W_gate.to(x) + _or_zero(ffn.b_gate, m)).to(m) * up + _or_zero(ffn.b_post, m)
+    what = "its subkeys do not give its FFN coefficients"
+    _require_equal(view, layer, what, computed, m, tolerance=_KEY_TOLERANCE[view.dtype])
+
+
+def check_value_keys(view: ModelView, layer: int, activations: Activations, position: int) -> None:
+    """Check that what we read of a layer's value weights and norm gives its values.
+
+    Raises:
+        UnsupportedModelError: if it does not, or if the weights cannot be read.
+    """
+    attention = view.layer(layer).attention()
+    if attention.W_V is None:
+        raise UnsupportedModelError(
+            f"{view.name}: layer {layer} hides its attention's value weights, so the activation scores of its neurons "
+            "cannot be made; its subvalues still can."
+        )
+    values = activations.values(layer, attention.n_heads)[:, position]
+    x = activations.residual(layer, "attn", position)
+    x = x if attention.norm is None else attention.norm(x)
+    computed = einops.einsum(x, attention.W_V.to(x), "batch d_model, head d_model d_head -> batch head d_head")
+    if attention.b_V is not None:
+        computed = computed + attention.b_V.to(x)
+    computed = computed.repeat_interleave(attention.n_heads // computed.shape[1], dim=1)
+    what = "its value weights do not give its values"
+    _require_equal(view, layer, what, computed, values, tolerance=_KEY_TOLERANCE[view.dtype])
 
 
 def _check_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
@@ -141,7 +191,7 @@ def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position
     number = layer.layer
     m = activations.coefficients(number, ffn.W_out.shape[0], position)
     expected = activations.output(number, "mlp", position)
-    out = m @ ffn.W_out.to(m)
+    out = weighted_sum(m, ffn.W_out)
     scale = activations.post_scale(number, "mlp", position)
     out = ffn.passage.carry(out, scale) + ffn.passage.carry_bias(_or_zero(ffn.b_out, out), scale)
     size = _size(m, ffn.W_out) * ffn.passage.stretch(scale)
@@ -159,16 +209,15 @@ def _or_zero(bias: Tensor | None, like: Tensor) -> Tensor:
 
 def _size(coefficients: Tensor, weights: Tensor) -> float:
     """Size of an entry that rounding should be measured by: of a sum of so many terms, were they not to cancel."""
-    return (
-        float(coefficients.norm() * torch.linalg.vector_norm(weights, dtype=coefficients.dtype))
-        / weights.shape[-1] ** 0.5
-    )
+    return float(coefficients.norm()) * length_of_all(weights) / weights.shape[-1] ** 0.5
 
 
-def _require_equal(view: ModelView, layer: int, what: str, ours: Tensor, theirs: Tensor, size: float = 0.0) -> None:
+def _require_equal(
+    view: ModelView, layer: int, what: str, ours: Tensor, theirs: Tensor, size: float = 0.0, tolerance: float = 0.0
+) -> None:
     size = max(size, theirs.abs().max().item())
     error = (ours - theirs).abs().max().item()
-    if not error <= _SUM_TOLERANCE[view.dtype] * size:
+    if not error <= (tolerance or _SUM_TOLERANCE[view.dtype]) * size:
         raise UnsupportedModelError(
             f"{view.name}: layer {layer} cannot be decomposed exactly: {what} (off by {error:.2g} where entries reach "
             f"{size:.2g}), so it holds something that is not covered (a norm after the addition, a hook that edits "

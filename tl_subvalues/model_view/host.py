@@ -4,6 +4,7 @@ Releases differ in what they export: 4.x has no HookedTransformer (and raises on
 classes, and some families changed the name of a norm between 3.9 and 4.3. Whatever depends on that is here.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.norms import Norm
+
+# What Hugging Face's feed-forward modules, and HookedTransformer's, call their activation function.
+_ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl", "activation")
 
 # Modules that a bridge mounts between the final norm and the unembedding; with one of them the logits are not
 # unembed(ln_final(x)), and nothing here decomposes them (ModernBERT's prediction head, OPT-350m's projection).
@@ -166,6 +170,27 @@ def post_norm_name(model: Any, block: Any, sublayer: str) -> str | None:
 def residual_multiplier(block: Any) -> float:
     """Factor on a sublayer's output before it is added (Granite); 1 elsewhere."""
     return float(getattr(block, "residual_contribution_scale", 1.0))
+
+
+def activation_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
+    """The function from all pre-activations of an FFN to what its W_out (gated: its up projection) is weighted with.
+
+    None where the module does not show it.
+    """
+    wrapped = getattr(mlp, "original_component", None)
+    owner = mlp if wrapped is None else wrapped
+    for name in _ACTIVATIONS:
+        function = getattr(owner, name, None)
+        if callable(function):
+            if wrapped is None and getattr(mlp.cfg, "act_fn", "").endswith("_ln"):  # solu_ln: a norm over the neurons
+                return lambda pre: mlp.ln(function(pre))
+            return function
+    return None
+
+
+def embedding_hooks(model: Any) -> list[str]:
+    """Names of the activations that enter the residual stream before layer 0, as far as the model caches them."""
+    return [name for name in ("hook_embed", "hook_pos_embed") if name in model.hook_dict]
 
 
 def logit_transform(model: Any) -> tuple[float, float | None]:

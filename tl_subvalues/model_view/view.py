@@ -110,16 +110,22 @@ class ModelView:
             names.append("ln_final.hook_scale")
         return [name for name in names if name is not None]
 
+    @cached_property
+    def embedding_hooks(self) -> list[str]:
+        """Names of what enters the residual stream before layer 0; only activation scores need it."""
+        return host.embedding_hooks(self.model)
+
     def run(self, tokens: Int[Tensor, " pos"]) -> tuple[Float[Tensor, "pos vocab"], Any]:
         """One forward pass over one prompt: its logits, and an ActivationCache of `hooks()` and nothing else.
 
         Raises:
             UnsupportedModelError: if the model does not cache one of them.
         """
-        wanted = set(self.hooks())
+        needed = set(self.hooks())
+        wanted = needed | set(self.embedding_hooks)
         with torch.no_grad():
             logits, cache = self.model.run_with_cache(tokens[None], names_filter=lambda name: name in wanted)
-        missing = sorted(wanted - set(cache.keys()))
+        missing = sorted(needed - set(cache.keys()))
         if missing:
             raise UnsupportedModelError(
                 f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart "
@@ -142,7 +148,7 @@ class ModelView:
         mask = torch.zeros_like(tokens)
         for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
             tokens[row, start:], mask[row, start:] = prompt, 1
-        wanted = set(self.hooks())
+        wanted = {*self.hooks(), *self.embedding_hooks}
         padding = {"attention_mask": mask} if any(starts) else {}
         with torch.no_grad():
             logits, cache = self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **padding)

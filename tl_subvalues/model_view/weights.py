@@ -46,6 +46,7 @@ class FFN:
     b_out: Float[Tensor, " d_model"] | None
     norm: Norm | None
     passage: Passage
+    activation: Callable[[Tensor], Tensor] | None  # act, over all neurons at once; None where it cannot be read
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,7 @@ class Layer:
             b_out=_detach(_read(mlp, "b_out")),
             norm=self._pre_norm("mlp"),
             passage=self.passage("mlp"),
+            activation=host.activation_of(mlp),
         )
 
     def passage(self, sublayer: str) -> Passage:

@@ -1,0 +1,223 @@
+"""Activation scores against norms and projections that are called, and the sums that they must give."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import zoo
+from brute_force import PARALLEL, BruteForce, FrozenNorm, LinearMap
+
+import tl_subvalues as tlsv
+
+BYS = ["sublayer", "head", "head_position", "ffn_neuron"]
+# Their sublayers read the raw residual stream: the only norms in a block stand behind the sublayers.
+WITHOUT_PRE_NORM = {"olmo2", "olmo3", "exaone4"}
+# Parallel blocks whose FFN reads through the attention's norm.
+ONE_NORM = PARALLEL - {"gpt_neox_parallel", "parallel"}
+
+
+class Reference:
+    """Scores from first principles: components by brute force, norms and projections by calling them."""
+
+    def __init__(self, model: Any, family: str, tokens: torch.Tensor) -> None:
+        self.brute, self.model, self.family = BruteForce(model, family, tokens), model, family
+
+    def norm(self, layer: int, sublayer: str) -> FrozenNorm | None:
+        if self.family in WITHOUT_PRE_NORM:
+            return None
+        block = self.model.blocks[layer]
+        return FrozenNorm(block.ln1 if sublayer == "attn" or self.family in ONE_NORM else block.ln2, self.brute.d_model)
+
+    def components(self, layer: int, sublayer: str, position: int, by: str) -> dict[str, torch.Tensor]:
+        """Label -> vector of all that the sublayer reads."""
+        cache, found = self.brute.cache, {}
+        found["embed"] = cache["hook_embed"][position]
+        if self.family in ("xglm", "granite"):  # positions without a hook; 3.9 hooks what comes before a multiplier
+            found["embed"] = cache["blocks.0.hook_resid_pre"][position]
+        if "hook_pos_embed" in cache:
+            found["pos_embed"] = cache["hook_pos_embed"][position]
+        taken_apart = {"head": "attn", "head_position": "attn", "ffn_neuron": "mlp"}.get(by)
+        for number in range(layer + 1):
+            for kind in ("attn", "mlp"):
+                sequential = sublayer == "mlp" and kind == "attn" and self.family not in PARALLEL
+                if number == layer and not sequential:
+                    continue
+                if kind == taken_apart:
+                    found |= self.brute.parts(by, number, position)
+                    if (bias := self.brute.bias(number, kind, position)).any():
+                        found[f"{number}_{kind}_bias"] = bias
+                else:
+                    found[f"{number}_{kind}_out"] = self.brute.output(number, kind, position)
+        return found
+
+    def reading(
+        self, layer: int, sublayer: str, position: int, project: LinearMap, column: int
+    ) -> tuple[Callable[[torch.Tensor], torch.Tensor], torch.Tensor]:
+        """What a projection's column reads of a vector, and what it adds whatever it reads."""
+        norm, x = self.norm(layer, sublayer), self.brute.residual(layer, sublayer, position)
+        weights, bias = project.matrix[:, column], project.bias[column]
+        if norm is None:
+            return lambda vector: vector @ weights, bias
+        return (lambda vector: vector @ norm.matrix @ weights / norm.scale(x[None])[0, 0]), bias + norm.bias @ weights
+
+
+def compare(table: Any, column: str, reads: Callable, bias: torch.Tensor, components: dict[str, torch.Tensor]) -> None:
+    """Every row of a column is what the reference reads of that component."""
+    ours = dict(zip(table["label"], table[column], strict=True))
+    assert set(ours) == {*components, "bias"}
+    theirs = {label: float(reads(vector)) for label, vector in components.items()} | {"bias": float(bias)}
+    size = max(map(abs, theirs.values()))
+    assert max(abs(ours[label] - theirs[label]) for label in theirs) < 2e-5 * size
+
+
+def families() -> list[Any]:
+    slow = {"default": sorted(zoo.DENSE), "compat": ["gpt2", "llama", "gemma2", "olmo2", "phi", "gpt_neox_parallel"]}
+    return [pytest.param(family, mode == "compat", id=f"{family}-{mode}") for mode in slow for family in slow[mode]]
+
+
+@pytest.mark.parametrize(("family", "compatibility"), families())
+def test_ffn_neurons(family: str, compatibility: bool, tokens: torch.Tensor) -> None:
+    """A neuron of the last layer at a middle position, by every kind of component."""
+    model = zoo.bridge(family, compatibility=compatibility)
+    reference = Reference(model, family, tokens)
+    trace = tlsv.trace(model, tokens, 5, position=4)
+    mlp, d = model.blocks[1].mlp, reference.brute.d_model
+    up = LinearMap(getattr(mlp, "in"), d)
+    gate = None if mlp.W_gate is None else LinearMap(mlp.gate, d)
+    m = reference.brute.cache["blocks.1.mlp.hook_post"][4]
+    neuron = int(m.abs().argmax())
+    for by in BYS:
+        table = trace.activations(f"L1N{neuron}", by)
+        components = reference.components(1, "mlp", 4, by)
+        reads, bias = reference.reading(1, "mlp", 4, up, neuron)
+        if gate is None:
+            pre = reference.brute.cache["blocks.1.mlp.hook_pre"][4, neuron]
+            assert table.attrs["sums_to"] == "pre-activation"
+            assert abs(table["score"].sum() - pre) < 2e-5 * table["score"].abs().max()
+            compare(table, "score", reads, bias, components)
+            continue
+        linear = sum(float(reads(vector)) for vector in components.values()) + float(bias)
+        opened = float(m[neuron]) / linear
+        assert table.attrs["sums_to"] == "coefficient"
+        assert abs(table["score"].sum() - m[neuron]) < 2e-5 * table["score"].abs().max()
+        compare(table, "up", reads, bias, components)
+        compare(table, "score", lambda v, r=reads, o=opened: r(v) * o, bias * opened, components)
+        compare(table, "gate", *reference.reading(1, "mlp", 4, gate, neuron), components)
+
+
+@pytest.mark.parametrize(("family", "compatibility"), families())
+def test_attention_neurons(family: str, compatibility: bool, tokens: torch.Tensor) -> None:
+    """A neuron of the last layer reads its source position, of the head that its values come from."""
+    model = zoo.bridge(family, compatibility=compatibility)
+    reference = Reference(model, family, tokens)
+    trace = tlsv.trace(model, tokens, 5, position=5)
+    v = reference.brute.cache["blocks.1.attn.hook_v"]
+    n_heads, (_, kv_heads, d_head) = model.blocks[1].attn.W_O.shape[0], v.shape
+    head, dim, source = n_heads - 2, 3, 2
+    kv_head = head * kv_heads // n_heads
+    values = LinearMap(lambda x: model.blocks[1].attn.v(x)[..., : kv_heads * d_head], reference.brute.d_model)
+    for by in BYS:
+        table = trace.activations(f"L1H{head}D{dim}@{source}", by)
+        assert table.attrs["sums_to"] == "value"
+        assert abs(table["score"].sum() - v[source, kv_head, dim]) < 2e-5 * table["score"].abs().max()
+        components = reference.components(1, "attn", source, by)
+        compare(table, "score", *reference.reading(1, "attn", source, values, kv_head * d_head + dim), components)
+
+
+@pytest.mark.hooked
+@pytest.mark.parametrize("variant", sorted(set(zoo.HOOKED)))
+def test_hooked_transformer_sums(variant: str, tokens: torch.Tensor) -> None:
+    """Scores add up to HookedTransformer's own pre-activations, coefficients and values."""
+    model = zoo.hooked(variant)
+    trace = tlsv.trace(model, tokens, 5)
+    cache = trace.cache
+    _, full = model.run_with_cache(tokens)
+    if variant != "shortformer":  # its values read the positions too, which are not in the residual stream
+        group = cache["blocks.1.attn.hook_v"].shape[2]
+        value = cache["blocks.1.attn.hook_v"][0, 3, 2 * group // 4, 1]
+        for by in BYS[: 3 if variant == "attn_only" else 4]:
+            assert abs(trace.activations("L1H2D1@3", by)["score"].sum() - value) < 1e-4
+    if variant != "attn_only":
+        gated = "gate" in trace.activations("L1N4")
+        whole = full["blocks.1.mlp.hook_post" if gated else "blocks.1.mlp.hook_pre"][0, -1, 4]
+        for by in BYS:
+            assert abs(trace.activations("L1N4", by)["score"].sum() - whole) < 1e-4
+
+
+def test_order_of_rows(tokens: torch.Tensor) -> None:
+    """What drove the neuron comes first, whatever the sign of what it drove it to."""
+    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    coefficients = trace.ffn_neurons(top=None).query("layer == 1").set_index("label")["coefficient"]
+    high, low = coefficients.idxmax(), coefficients.idxmin()
+    assert trace.activations(high)["score"].is_monotonic_decreasing
+    assert trace.activations(low)["score"].is_monotonic_increasing
+
+
+@pytest.mark.parametrize(
+    ("label", "by", "message"),
+    [
+        ("L1N5", "token", "by is 'sublayer'"),
+        ("L1H2", "sublayer", "are of neurons"),
+        ("0_mlp_out", "sublayer", "this is a sublayer"),
+        ("L1N999", "sublayer", "no neuron 999"),
+        ("L1H9D0@1", "sublayer", "no head 9"),
+        ("L1H0D99@1", "sublayer", "no dim 99"),
+        ("L1H0D0@99", "sublayer", "no position 99"),
+        ("L9N0", "sublayer", "out of range"),
+        ("nonsense", "sublayer", "is not a label"),
+    ],
+)
+def test_refusals(label: str, by: str, message: str, tokens: torch.Tensor) -> None:
+    trace = tlsv.trace(zoo.bridge("gpt2"), tokens, 5)
+    with pytest.raises(ValueError, match=message):
+        trace.activations(label, by)
+
+
+def edited_run(model: Any, tokens: torch.Tensor, name: str, position: int) -> Any:
+    """The cache of a run in which one activation was raised at one position."""
+
+    def edit(value: torch.Tensor, hook: Any) -> torch.Tensor:
+        value = value.clone()
+        value[:, position] += 1.0
+        return value
+
+    with model.hooks(fwd_hooks=[(name, edit)]):
+        return model.run_with_cache(tokens)[1]
+
+
+@pytest.mark.parametrize(
+    ("hook", "label", "message"),
+    [
+        ("blocks.1.attn.hook_v", "L1H0D0@2", "value weights do not give its values"),
+        ("blocks.1.mlp.gate.hook_out", "L1N3", "subkeys do not give its FFN coefficients"),
+    ],
+)
+def test_a_run_whose_readers_were_edited_is_refused(hook: str, label: str, message: str, tokens: torch.Tensor) -> None:
+    """Where the run did something else than its weights say, scores would explain another number."""
+    model = zoo.bridge("llama")
+    trace = tlsv.trace(model, tokens, 5, position=2, cache=edited_run(model, tokens, hook, 2))
+    with pytest.raises(tlsv.UnsupportedModelError, match=message):
+        trace.activations(label)
+
+
+def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor) -> None:
+    """What is added at another position than the trace's is found when the scores there are made."""
+    model = zoo.bridge("llama")
+    trace = tlsv.trace(model, tokens, 5, cache=edited_run(model, tokens, "blocks.1.hook_resid_pre", 2))
+    with pytest.raises(tlsv.UnsupportedModelError, match="not the sum of the earlier"):
+        trace.activations("L1H0D0@2")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
+    """Scores are computed in float32; the sum is the model's own to its rounding."""
+    for family in ("llama", "gpt2", "gemma2", "apertus"):
+        model = zoo.bridge(family, dtype=dtype)
+        trace = tlsv.trace(model, tokens, 5)
+        row = trace.ffn_neurons(top=1).iloc[0]
+        table = trace.activations(row["label"], "ffn_neuron")
+        assert table["score"].dtype == "float32"
+        if table.attrs["sums_to"] == "coefficient":
+            size = table["score"].abs().sum()
+            assert abs(table["score"].sum() - row["coefficient"]) < 0.05 * size

@@ -1,0 +1,107 @@
+"""The vectors behind labels: what a named component adds in one run, and the direction that it writes along."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_subvalues.labels import Component, parse_label
+from tl_subvalues.model_view import check_value_keys
+from tl_subvalues.sites import Parts, Run, Site
+from tl_subvalues.subvalues import NeuronSubvalues
+
+
+def site_of(run: Run, label: str) -> Site:
+    """The sublayer that a component belongs to.
+
+    Raises:
+        ValueError: if the label is none, or the model has no such sublayer.
+    """
+    component = parse_label(label)
+    for site in run.sites:
+        if (site.layer, site.sublayer) == (component.layer, component.sublayer):
+            return site
+    raise ValueError(f"{label!r} is not in {run.view.name}, whose {run.view.n_layers} layers have no such sublayer.")
+
+
+def subvalues_of(run: Run, labels: Sequence[str]) -> Float[Tensor, "label d_model"]:
+    """What each component adds to the residual stream in this run.
+
+    Raises:
+        ValueError: if there is no such component.
+    """
+    groups: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+    components = [parse_label(label) for label in labels]
+    for number, component in enumerate(components):
+        groups[component.layer, component.sublayer, component.kind].append(number)
+    found: list[Tensor] = [torch.empty(0)] * len(labels)
+    for numbers in groups.values():
+        parts = run.parts(site_of(run, labels[numbers[0]]), components[numbers[0]].kind)
+        index = torch.tensor([_index(parts, components[number], labels[number]) for number in numbers])
+        for number, vector in zip(numbers, parts.subvalues.vectors(index.to(run.view.device)), strict=True):
+            found[number] = vector
+    return torch.stack(found)
+
+
+def written(run: Run, label: str) -> Float[Tensor, " d_model"]:
+    """The direction that a component writes along: a neuron's row of W_out or W_O, sign as stored, or an output.
+
+    Raises:
+        ValueError: if there is no such component.
+    """
+    component = parse_label(label)
+    parts = run.parts(site_of(run, label), component.kind)
+    index, subvalues = _index(parts, component, label), parts.subvalues
+    if isinstance(subvalues, NeuronSubvalues):
+        row = subvalues.directions[index % len(subvalues.directions)].to(subvalues.coefficients)
+        return subvalues.passage.carry(row, subvalues.scale)
+    return subvalues.vectors(torch.tensor([index], device=run.view.device))[0]
+
+
+def through_head(run: Run, source_label: str, label: str) -> Float[Tensor, " d_model"]:
+    """What a component makes a later head write: its direction behind the head's norm, W_V, W_O and what follows.
+
+    The norm's scale is that of the label's source position, or of the run's position where it names none; the head's
+    attention weight is left out.
+
+    Raises:
+        ValueError: if the label names no head, or one that does not read the component.
+        UnsupportedModelError: if the head's value weights cannot be read.
+    """
+    vector, component = written(run, source_label), parse_label(label)
+    if component.head is None:
+        raise ValueError(
+            f"through= names a head or one of its neurons, such as 'L23H4' or 'L23H4D38@3', got {label!r}."
+        )
+    attention = run.view.layer(component.layer).attention()
+    if component.head >= attention.n_heads:
+        raise ValueError(f"{label!r} is not in {run.view.name}: there are {attention.n_heads} heads.")
+    fed = site_of(run, source_label)
+    if not any((s.layer, s.sublayer) == (fed.layer, fed.sublayer) for s in run.read_by(component.layer, "attn")):
+        raise ValueError(f"{label!r} does not read {source_label!r}, which comes after it or beside it.")
+    source = run.position if component.position is None else component.position
+    if source >= len(run.weighted_values(component.layer)):
+        raise ValueError(
+            f"{label!r} is not in this trace: no head reads position {source} from position {run.position}."
+        )
+    check_value_keys(run.view, component.layer, run.activations, source)
+    assert attention.W_V is not None
+    x = run.at(source).activations.residual(component.layer, "attn", source)[0]
+    read = vector if attention.norm is None else attention.norm.linear(vector, attention.norm.scale(x))
+    W_V = attention.W_V[component.head // (attention.n_heads // len(attention.W_V))].to(read)
+    scale = run.activations.post_scale(component.layer, "attn", run.position)
+    made = read @ W_V @ attention.W_O[component.head].to(read)
+    return attention.passage.carry(made, None if scale is None else scale[0])
+
+
+def _index(parts: Parts, component: Component, label: str) -> int:
+    """Where a component stands among the parts of its sublayer."""
+    index = 0
+    for name, size in parts.axes.items():
+        value = getattr(component, name)
+        if not 0 <= value < size:
+            raise ValueError(f"{label!r} is not in this trace: {name} {value} is not below {size}.")
+        index = index * size + value
+    return index

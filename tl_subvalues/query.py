@@ -1,0 +1,102 @@
+"""Query neurons: which earlier components switch a set of value neurons on (arXiv 2312.12141, section 3).
+
+    query(c) = Σ_j Δ_j · score(c -> j) / Σ_c' score(c' -> j)
+
+over value neurons j with log-probability increases Δ_j, the sum in the denominator running over everything in the
+residual stream that j reads. Scores are linear in the neurons' subkeys, so all neurons that read after a component
+count through one covector, and a component costs one inner product however many neurons there are.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_subvalues.activation import sources
+from tl_subvalues.labels import parse_label
+from tl_subvalues.sites import Run, Unit
+from tl_subvalues.subkeys import readers_of
+
+# A denominator below this share of what its terms amount to is rounding, not a number to divide by.
+VANISHING = 1e-5
+
+
+@dataclass(frozen=True)
+class QueryScores:
+    """Query scores of components, and the value neurons that were left out for a vanishing denominator."""
+
+    labels: list[str]
+    scores: Float[Tensor, " row"]
+    left_out: list[str]
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """What the value neurons of one sublayer at one position ask for together: Σ_j Δ_j / denominator_j · covector_j."""
+
+    layer: int
+    sublayer: str
+    position: int
+    covector: Float[Tensor, " d_model"]
+
+
+def query_scores(run: Run, labels: Sequence[str], increases: Sequence[float], unit: Unit) -> QueryScores:
+    """Scores of all components of one kind; of sublayers, the embeddings among them.
+
+    Args:
+        run: where the value neurons were found.
+        labels: the value neurons, FFN and attention neurons.
+        increases: their log-probability increases, in nats.
+        unit: "sublayer", "head", "head_position" or "ffn_neuron".
+
+    Raises:
+        ValueError: if a label names no neuron of this run.
+        UnsupportedModelError: if subkeys cannot be read.
+    """
+    demands, left_out = _demands(run, labels, increases)
+    taken_apart = {"head": "attn", "head_position": "attn", "ffn_neuron": "mlp"}.get(unit)
+    total: dict[str, float] = {}
+    for position in sorted({demand.position for demand in demands}):
+        there = run.at(position)
+        here = [demand for demand in demands if demand.position == position]
+        readable = {id(demand): _places(there, demand) for demand in here}
+        sites = [site for site in there.sites if taken_apart in (None, site.sublayer)]
+        for source in sources(there, unit, sites):
+            if source.unit != unit or (taken_apart and source.site is None):
+                continue
+            place = None if source.site is None else (source.site.layer, source.site.sublayer)
+            asking = [demand.covector for demand in here if place is None or place in readable[id(demand)]]
+            if asking:
+                scores = source.parts.subvalues.inner_products(torch.stack(asking).sum(0).to(run.view.compute_dtype))
+                for label, score in zip(source.labels(), scores.tolist(), strict=True):
+                    total[label] = total.get(label, 0.0) + score
+    return QueryScores(list(total), torch.tensor(list(total.values()), dtype=torch.float64), left_out)
+
+
+def _places(run: Run, demand: _Demand) -> set[tuple[int, str]]:
+    return {(site.layer, site.sublayer) for site in run.read_by(demand.layer, demand.sublayer)}
+
+
+def _demands(run: Run, labels: Sequence[str], increases: Sequence[float]) -> tuple[list[_Demand], list[str]]:
+    """Value neurons gathered by sublayer and position, those with a vanishing denominator set aside."""
+    groups: dict[tuple[int, str, int | None], list[int]] = defaultdict(list)
+    components = [parse_label(label) for label in labels]
+    for number, component in enumerate(components):
+        groups[component.layer, component.kind, component.position].append(number)
+    demands, left_out = [], []
+    for (layer, _, _), numbers in groups.items():
+        readers = readers_of(run, [components[number] for number in numbers])
+        there, sublayer = run.at(readers.position), components[numbers[0]].sublayer
+        covectors = readers.keys.covectors.double()
+        parts = [*there.embeddings().values(), *(site.output for site in there.read_by(layer, sublayer))]
+        terms = torch.stack(parts).double() @ covectors.T
+        whole = covectors @ there.activations.residual(layer, sublayer, there.position)[0].double()
+        vanishing = whole.abs() <= VANISHING * terms.abs().sum(0)
+        left_out += [labels[number] for number, gone in zip(numbers, vanishing.tolist(), strict=True) if gone]
+        chosen = torch.tensor([increases[number] for number in numbers], dtype=torch.float64, device=whole.device)
+        weights = torch.where(vanishing, 0.0, chosen / torch.where(vanishing, 1.0, whole))
+        demands.append(_Demand(layer, sublayer, readers.position, weights @ covectors))
+    return demands, left_out
