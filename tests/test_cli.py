@@ -35,11 +35,20 @@ def test_it_prints_every_section(folder: Path, capsys: pytest.CaptureFixture[str
     """In a pipe: plain text, no box or colour, with layers, heads, neurons and what they write."""
     assert run("trace", "w3 w4 w5", "--target", "w6", "--model", str(folder), "--top", "4") == 0
     out = capsys.readouterr().out
-    for heading in ("Sublayers", "Attention heads", "at one source position", "FFN neurons", "Attention neurons"):
+    for heading in (
+        "Sublayers",
+        "Attention heads",
+        "at one source position",
+        "FFN neurons",
+        "Attention neurons",
+        "What switched",
+        "Query",
+    ):
         assert heading in out
     assert "\x1b" not in out
     assert not set(out) & set("│┃━─╭")
-    assert sum(line.strip().startswith("L") for line in out.splitlines()) == 4 * 4
+    tables = out.split("\n\n")[1:]
+    assert [len(table.splitlines()) - 2 for table in tables] == [4] * 7
 
 
 def test_json_holds_what_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +84,18 @@ def test_words_follow_the_coefficient_s_sign(folder: Path, tmp_path: Path) -> No
         assert (promoted - suppressed) * row["coefficient"] > 0
 
 
+def test_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Five files, each a picture that can be read; their names go to standard error."""
+    target = tmp_path / "new" / "pictures"
+    assert run("trace", "w3 w4", "--target", "w6", "--model", str(folder), "--plots", str(target)) == 0
+    saved = sorted(path.name for path in target.iterdir())
+    assert saved == ["activations.png", "curve.png", "heads.png", "layers.png", "neurons.png"]
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in target.iterdir())
+    captured = capsys.readouterr()
+    assert "saved" not in captured.out
+    assert captured.err.count("saved ") == 5
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -89,6 +110,7 @@ def test_words_follow_the_coefficient_s_sign(folder: Path, tmp_path: Path) -> No
         (["trace", "w3", "--target", "w4", "--device", "abacus"], "abacus"),
         (["trace", "w3", "--target", "w4", "--dtype", "int3"], "int3"),
         (["trace", "w3", "--target", "w4", "--json", "no/such/folder/x.json"], "folder"),
+        (["trace", "w3", "--target", "w4", "--plots", "pyproject.toml"], "pyproject.toml"),
         (["trace", "w3", "--target", "w4", "--model", "no-such/model"], "no-such/model"),
     ],
 )

@@ -22,7 +22,8 @@ ORDER = [
     ["search", "subkeys", "components"],
     ["activation", "curve"],
     ["query"],
-    ["tables"],
+    ["tables", "plots"],
+    ["pictures"],
     ["trace"],
     ["batch"],
     ["report"],
@@ -155,7 +156,16 @@ def test_only_the_model_view_knows_a_releases_attributes(name):
 def test_the_core_is_torch_only(name):
     """pandas and numpy are for tables: the model view, the readout and the scores work on tensors alone."""
     found = {module.split(".")[0] for module in imported(SOURCES[name])}
-    allowed = name in ("tables.py", "trace.py", "batch.py", "report.py", "cli.py", "__main__.py")
+    allowed = name in (
+        "tables.py",
+        "plots.py",
+        "pictures.py",
+        "trace.py",
+        "batch.py",
+        "report.py",
+        "cli.py",
+        "__main__.py",
+    )
     assert allowed or not found & {"pandas", "numpy", "typer", "rich", "matplotlib"}
 
 

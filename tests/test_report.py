@@ -15,14 +15,47 @@ def made(tokens: torch.Tensor) -> report.Report:
 
 
 def test_a_terminal_shows_all_rows(made: report.Report) -> None:
-    """Every label and increase of every table, and the headline's totals."""
+    """Every label and number of every table, and the headline's totals."""
     shown = report.render(made, Console(width=200))
+    assert list(made.tables)[-2:] == ["activations", "query_ffn_neurons"]
     for table in made.tables.values():
-        for label, increase in zip(table["label"], table["log_prob_increase"], strict=True):
+        (column,) = {"log_prob_increase", "score", "query_score"} & set(table)
+        for label, number in zip(table["label"], table[column], strict=True):
             assert label in shown
-            assert f"{increase:+.3f}" in shown
+            assert f"{number:+.3f}" in shown
     assert f"{made.attn_total:+.2f} nats" in shown
     assert "'w5'" in shown
+
+
+def test_what_switched_the_first_neuron_on(tokens: torch.Tensor, made: report.Report) -> None:
+    """The activations are those of the first FFN neuron, with its share of the coefficient; query neurons likewise."""
+    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    first = trace.ffn_neurons(1).iloc[0]
+    expected = trace.activations(first["label"], by="head_position").head(4)
+    shown = made.tables["activations"]
+    assert shown["label"].tolist() == expected["label"].tolist()
+    assert shown["share"].to_numpy() == pytest.approx((expected["score"] / first["coefficient"]).to_numpy(), rel=1e-4)
+    read = [trace.str_tokens[int(x.split("@")[1])] if "@" in x else "" for x in shown["label"]]
+    assert shown["token"].tolist() == read
+    assert first["label"] in report.render(made, Console(width=200))
+    query = made.tables["query_ffn_neurons"]
+    assert query["label"].tolist() == trace.query_ffn_neurons(trace.ffn_neurons(300), top=4)["label"].tolist()
+    coefficients = trace.ffn_neurons(None).set_index("label")["coefficient"]
+    assert query["coefficient"].tolist() == pytest.approx(coefficients[query["label"]].tolist())
+
+
+def test_why_a_table_is_missing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where activation scores are refused, the report has the rest and says why."""
+
+    def refuse(*_: object) -> None:
+        raise tlsv.UnsupportedModelError("tiny: layer 1 hides its keys")
+
+    monkeypatch.setattr(tlsv.Trace, "activations", refuse)
+    made = report.make_report(tlsv.trace(zoo.bridge("llama"), tokens, 5), model="tiny", top=4)
+    assert "activations" not in made.tables
+    assert made.notes == ["tiny: layer 1 hides its keys"]
+    for text in (report.to_text(made), report.to_json(made), report.render(made, Console(width=200))):
+        assert "hides its keys" in text
 
 
 def test_markup_in_tokens_is_text(made: report.Report) -> None:

@@ -35,6 +35,7 @@ def cli(context: click.Context) -> None:
 )
 @click.option("--bos/--no-bos", default=None, help="Prepend the BOS token or not; the model's own default otherwise.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all that is shown as JSON; - is standard output.")
+@click.option("--plots", "plots_dir", metavar="DIR", help="Save the pictures into this folder, as PNG.")
 @click.option("--device", help="Where to run, such as cpu or cuda.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights.")
 def trace(
@@ -46,15 +47,20 @@ def trace(
     scale: str,
     bos: bool | None,
     json_file: str | None,
+    plots_dir: str | None,
     device: str | None,
     dtype: str,
 ) -> None:
-    """Show which layers, heads, source positions and neurons raise the log-probability of a token after PROMPT."""
+    """Show what raises the log-probability of a token after PROMPT: layers, heads, source positions, neurons.
+
+    Then what switched the first FFN neuron on, and which query neurons feed the top value neurons.
+    """
     # Imported here, so that --help and a mistyped option do not wait for transformers to load.
     import torch
 
     from tl_subvalues import report as reports
     from tl_subvalues.models import load_model
+    from tl_subvalues.pictures import require_folder, save_all
     from tl_subvalues.trace import trace as trace_prompt
 
     progress = sys.stderr.isatty()
@@ -68,6 +74,8 @@ def trace(
         target_file = Path(str(json_file)).resolve()
         if target_file.is_dir() or not target_file.parent.is_dir():
             raise ValueError(f"{json_file}: not a file, or the folder to write into does not exist.")
+    if plots_dir is not None:
+        folder = require_folder(plots_dir)
     if not name or (name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir()):
         raise ValueError(f"model {name!r}: there is no such folder.")
     try:
@@ -76,6 +84,10 @@ def trace(
         raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
     found = trace_prompt(model, prompt, target, position=position, scale=scale, prepend_bos=bos)
     report = reports.make_report(found, model=name, top=top, show_progress=progress)
+    if plots_dir is not None:
+        neurons = report.tables.get("activations")
+        for path in save_all(found, None if neurons is None else neurons.attrs["neuron"], folder):
+            click.echo(f"saved {path}", err=True)
     if json_file == "-":
         click.echo(reports.to_json(report), nl=False)
         return

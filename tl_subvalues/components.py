@@ -60,6 +60,23 @@ def written(run: Run, label: str) -> Float[Tensor, " d_model"]:
     return subvalues.vectors(torch.tensor([index], device=run.view.device))[0]
 
 
+def coefficients_of(run: Run, labels: Sequence[str]) -> list[float]:
+    """Coefficients of neurons at the run's position.
+
+    Raises:
+        ValueError: if one is no neuron, or there is none of that name.
+    """
+    found = []
+    for label in labels:
+        component = parse_label(label)
+        parts = run.parts(site_of(run, label), component.kind)
+        fields = parts.fields(torch.tensor([_index(parts, component, label)]))
+        if "coefficient" not in fields:
+            raise ValueError(f"{label!r} is no neuron, so it has no coefficient.")
+        found.append(float(fields["coefficient"]))
+    return found
+
+
 def through_head(run: Run, source_label: str, label: str) -> Float[Tensor, " d_model"]:
     """What a component makes a later head write: its direction behind the head's norm, W_V, W_O and what follows.
 

@@ -14,11 +14,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tl_subvalues.components import coefficients_of
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.trace import Trace
 
 # Raised whenever a key is renamed, removed or changes its meaning; new keys may come without it.
 SCHEMA = "tl-subvalues/trace/1"
 _WORDS = 5  # tokens shown beside each row
+_VALUES = 300  # value neurons that query neurons are asked for, as in the paper
 
 _TITLES = {
     "layers": "Sublayers that raise the log-probability most",
@@ -26,6 +29,8 @@ _TITLES = {
     "head_positions": "Attention heads at one source position",
     "ffn_neurons": "FFN neurons",
     "attn_neurons": "Attention neurons at one source position",
+    "activations": "What switched {first} on (score; all scores add up to its {sums_to})",
+    "query_ffn_neurons": "Query neurons: what switched the top 300 FFN neurons on",
 }
 _HEADINGS = {
     "label": "label",
@@ -33,7 +38,18 @@ _HEADINGS = {
     "coefficient": "coefficient",
     "log_prob_increase": "Δ log p",
     "prob_increase": "Δ p",
+    "score": "score",
+    "share": "share",
+    "query_score": "query score",
     "promotes": "writes",
+}
+_FORMS = {
+    "coefficient": "{:+.2f}",
+    "Δ log p": "{:+.3f}",
+    "Δ p": "{:+.2e}",
+    "score": "{:+.3f}",
+    "share": "{:+.1%}",
+    "query score": "{:+.3f}",
 }
 
 
@@ -53,6 +69,7 @@ class Report:
     attn_total: float  # sum of the attention sublayers' increases, in nats
     ffn_total: float
     tables: dict[str, pd.DataFrame]
+    notes: list[str]  # why a table is missing
 
 
 def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool = False) -> Report:
@@ -70,6 +87,13 @@ def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool 
         "ffn_neurons": trace.ffn_neurons(top, show_progress=show_progress),
         "attn_neurons": trace.attn_neurons(top, show_progress=show_progress),
     }
+    tables = {name: _with_words(trace, table) for name, table in tables.items()}
+    notes = []
+    try:
+        if len(tables["ffn_neurons"]):
+            tables |= _switched_on(trace, tables["ffn_neurons"]["label"].iloc[0], top, show_progress)
+    except UnsupportedModelError as error:
+        notes.append(str(error))
     return Report(
         model=model,
         scale=trace.scale,
@@ -82,8 +106,21 @@ def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool 
         rank=trace.rank,
         attn_total=float(sums.get("attn", 0.0)),
         ffn_total=float(sums.get("mlp", 0.0)),
-        tables={name: _with_words(trace, table) for name, table in tables.items()},
+        tables=tables,
+        notes=notes,
     )
+
+
+def _switched_on(trace: Trace, first: str, top: int, show_progress: bool) -> dict[str, pd.DataFrame]:
+    """What switched on the first FFN neuron, by heads at a source position, and the top value neurons together."""
+    scores = trace.activations(first, by="head_position")
+    shown = scores.head(top).copy()
+    shown["share"] = shown["score"] / scores["score"].sum()
+    positions = [None if "@" not in label else int(label.split("@")[1]) for label in shown["label"]]
+    shown["token"] = ["" if p is None else trace.str_tokens[p] for p in positions]
+    query = trace.query_ffn_neurons(trace.ffn_neurons(_VALUES, show_progress=show_progress), top=top)
+    query["coefficient"] = coefficients_of(trace.run, query["label"].tolist())
+    return {"activations": shown, "query_ffn_neurons": _with_words(trace, query)}
 
 
 def to_json(report: Report) -> str:
@@ -100,7 +137,8 @@ def to_text(report: Report) -> str:
     """The report as plain text in columns, for a pipe or a file."""
     sections = [_headline(report)]
     for name, table in report.tables.items():
-        sections.append(f"{_TITLES[name]}\n{_shown(table).to_string(index=False)}")
+        sections.append(f"{_title(name, table)}\n{_shown(table).to_string(index=False)}")
+    sections += report.notes
     return "\n\n".join(sections) + "\n"
 
 
@@ -108,14 +146,16 @@ def print_rich(report: Report, console: Console) -> None:
     """The report as tables on a terminal."""
     console.print(Text(_headline(report)))
     for name, table in report.tables.items():
-        drawn = Table(title=f"\n{_TITLES[name]}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
+        drawn = Table(title=f"\n{_title(name, table)}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
         shown = _shown(table)
         for column in shown.columns:
-            numeric = column in ("coefficient", "Δ log p", "Δ p")
+            numeric = column in _FORMS
             drawn.add_column(column, justify="right" if numeric else "left", no_wrap=column != "writes")
         for row in shown.itertuples(index=False):
             drawn.add_row(*(Text(str(cell)) for cell in row))
         console.print(drawn)
+    for note in report.notes:
+        console.print(Text(note))
 
 
 def render(report: Report, console: Console) -> str:
@@ -158,15 +198,21 @@ def _headline(report: Report) -> str:
     )
 
 
+def _title(name: str, table: pd.DataFrame) -> str:
+    attrs = table.attrs
+    return _TITLES[name].format(first=attrs.get("neuron"), sums_to=attrs.get("sums_to"))
+
+
 def _shown(table: pd.DataFrame) -> pd.DataFrame:
     """The columns that are printed, rounded."""
     shown = {heading: table[name] for name, heading in _HEADINGS.items() if name in table}
-    shown["writes"] = [" ".join(repr(word["token"]) for word in words) for words in table["promotes"]]
-    for heading, form in (("Δ log p", "{:+.3f}"), ("Δ p", "{:+.2e}"), ("coefficient", "{:+.2f}")):
+    if "promotes" in table:
+        shown["writes"] = [" ".join(repr(word["token"]) for word in words) for words in table["promotes"]]
+    for heading, form in _FORMS.items():
         if heading in shown:
             shown[heading] = shown[heading].map(form.format)
     if "reads" in shown:
-        shown["reads"] = shown["reads"].map(repr)
+        shown["reads"] = [repr(token) if token else "" for token in shown["reads"]]
     return pd.DataFrame(shown)
 
 

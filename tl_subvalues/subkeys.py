@@ -1,8 +1,8 @@
 """What neurons read the residual stream with (arXiv 2312.12141, section 3): their subkeys, behind the frozen norm.
 
 A plain FFN neuron's pre-activation, an attention neuron's value and the two projections of a gated FFN neuron are
-each <covector, x> + bias, with x the residual stream that the sublayer reads and the covector the neuron's subkey pulled
-back through the norm before the sublayer, whose scale is held at this run's value.
+each <covector, x> + bias, with x the residual stream that the sublayer reads and the covector the neuron's subkey,
+pulled back through the norm before the sublayer, whose scale is held at this run's value.
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,7 @@ from tl_subvalues.model_view import (
     view_of,
 )
 from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.pictures import Pictures
 from tl_subvalues.query import query_scores
 from tl_subvalues.readout import Readout
 from tl_subvalues.search import Candidates, Ranking, rank, require_top
@@ -175,7 +176,7 @@ class Prepared:
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Pictures):
     """One prompt, one target, taken apart; made by `trace`. Tables are pandas DataFrames, labels TransformerLens's."""
 
     tokens: Int[Tensor, " pos"]

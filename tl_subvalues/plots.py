@@ -1,0 +1,101 @@
+"""Pictures of tables, one axes each: takes the numbers as they are in the table, draws them, returns the axes.
+
+Colours are Okabe and Ito's, which the colour-blind tell apart and which differ in grey: attention is dark, FFN light.
+"""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from tl_subvalues.labels import parse_label
+
+ATTN, FFN, OTHER, LINE = "#0072B2", "#E69F00", "#999999", "#D55E00"
+NATS = "increase of log p (nats)"
+
+
+def layers(table: pd.DataFrame, title: str, ax: Any) -> Any:
+    """Two bars a layer, attention and FFN: what each sublayer's output adds to the target's log-probability."""
+    for sublayer, name, colour, shift in (("attn", "attention", ATTN, -0.2), ("mlp", "FFN", FFN, 0.2)):
+        rows = table[table["sublayer"] == sublayer]
+        ax.bar(rows["layer"] + shift, rows["log_prob_increase"], width=0.4, color=colour, label=name)
+    ax.axhline(0, color="black", linewidth=0.8)
+    ax.legend(frameon=False)
+    return _labelled(ax, "layer", NATS, f"Sublayers for {title}")
+
+
+def heads(table: pd.DataFrame, title: str, ax: Any, named: int = 3) -> Any:
+    """Heat map of heads by layer; the strongest few carry their labels."""
+    grid = table.pivot(index="layer", columns="head", values="log_prob_increase")
+    limit = max(float(np.nanmax(np.abs(grid.to_numpy()))), 1e-12)
+    extent = (grid.columns.min() - 0.5, grid.columns.max() + 0.5, grid.index.min() - 0.5, grid.index.max() + 0.5)
+    image = ax.imshow(
+        grid, cmap="PuOr", vmin=-limit, vmax=limit, origin="lower", aspect="auto", extent=extent, interpolation="none"
+    )
+    ax.figure.colorbar(image, ax=ax, label=NATS)
+    for row in table.head(named).itertuples():
+        dark = abs(row.log_prob_increase) > 0.6 * limit
+        ax.annotate(
+            row.label, (row.head, row.layer), ha="center", va="center", fontsize=7, color="white" if dark else "black"
+        )
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    return _labelled(ax, "head", "layer", f"Attention heads for {title}")
+
+
+def neurons_per_layer(counts: pd.DataFrame, title: str, ax: Any) -> Any:
+    """How many of the chosen neurons each layer has; one line a kind (column), one point a layer (row)."""
+    styles = ((ATTN, "s", "-"), (FFN, "o", "-"), (LINE, "^", "--"), (OTHER, "v", ":"))
+    for (name, column), (colour, marker, line) in zip(counts.items(), styles, strict=False):
+        ax.plot(column.index, column, color=colour, marker=marker, linestyle=line, markersize=4, label=name)
+    ax.legend(frameon=False)
+    return _labelled(ax, "layer", "neurons", f"Top neurons for {title}")
+
+
+def curve(table: pd.DataFrame, title: str, ax: Any) -> Any:
+    """Log p (left, solid) and p (right, dashed) of the target as subvalues are added one at a time."""
+    (left,) = ax.plot(table["step"], table["log_prob"], color=ATTN, label="log p")
+    right_axis = ax.twinx()
+    (right,) = right_axis.plot(table["step"], table["prob"], color=LINE, linestyle="--", label="p")
+    right_axis.set_ylabel("p")
+    right_axis.set_ylim(bottom=0.0)
+    ax.legend(handles=[left, right], frameon=False, loc="upper left")
+    return _labelled(ax, "subvalues added", "log p (nats)", f"From {table['label'].iloc[0]} on: {title}")
+
+
+def activations(table: pd.DataFrame, title: str, ax: Any, top: int = 15) -> Any:
+    """Bars of the components that drove a neuron most, in the table's order; the rest together as the last bar."""
+    shown, rest = table.head(top), table.iloc[top:]
+    names, scores = shown["label"].tolist(), shown["score"].tolist()
+    colours = [_colour(name) for name in names]
+    if len(rest):
+        names, scores, colours = [*names, f"{len(rest)} others"], [*scores, rest["score"].sum()], [*colours, OTHER]
+    ax.barh(names, scores, color=colours)
+    ax.invert_yaxis()
+    ax.axvline(0, color="black", linewidth=0.8)
+    handles = [ax.barh([names[0]], [0], color=colour, label=label) for colour, label in _kinds(colours)]
+    ax.legend(handles=handles, frameon=False)
+    neuron, sums_to = table.attrs["neuron"], table.attrs["sums_to"]
+    return _labelled(
+        ax, f"score; all add up to the {sums_to}, {table['score'].sum():+.2f}", "", f"{neuron}, switched on by: {title}"
+    )
+
+
+def _kinds(colours: list[str]) -> list[tuple[str, str]]:
+    names = {ATTN: "attention", FFN: "FFN", OTHER: "other"}
+    return [(colour, name) for colour, name in names.items() if colour in colours]
+
+
+def _colour(label: str) -> str:
+    try:
+        return ATTN if parse_label(label).sublayer == "attn" else FFN
+    except ValueError:  # an embedding or a bias
+        return OTHER
+
+
+def _labelled(ax: Any, x: str, y: str, title: str) -> Any:
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.set_title(title, fontsize="medium")
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    return ax
