@@ -47,7 +47,7 @@ def test_what_switched_the_first_neuron_on(tokens: torch.Tensor, made: report.Re
 def test_why_a_table_is_missing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where activation scores are refused, the report has the rest and says why."""
 
-    def refuse(*_: object) -> None:
+    def refuse(*_: object, **__: object) -> None:
         raise tlsv.UnsupportedModelError("tiny: layer 1 hides its keys")
 
     monkeypatch.setattr(tlsv.Trace, "activations", refuse)
