@@ -16,6 +16,7 @@ OUTSIDE = {name: tree for name, tree in SOURCES.items() if not name.startswith("
 # lines above its own (within a line: from nothing); a new module takes its place here.
 ORDER = [
     ["errors", "labels", "norms", "blocks"],
+    ["softmax"],
     ["model_view"],
     ["models", "readout", "subvalues"],
     ["importance", "sites", "bounds"],

@@ -9,7 +9,7 @@ import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
-from tl_subvalues import readout as readout_module
+from tl_subvalues import softmax as softmax_module
 
 FAMILIES = ("llama", "gpt2", "gemma2", "cohere", "granite")
 SCALES = (torch.tensor(2.5), "recomputed")
@@ -201,10 +201,10 @@ def test_the_block_size_changes_nothing(pair, scale, length, monkeypatch):
         ]
 
     atol = 2e-6 * float(readout.bs_values(v).abs().max()) + 1e-5  # blocks are added up in another order
-    assert zoo.VOCAB < readout_module.VOCAB_BLOCK
+    assert zoo.VOCAB < softmax_module.VOCAB_BLOCK
     whole = everything()
-    monkeypatch.setattr(readout_module, "VOCAB_BLOCK", 7)
-    monkeypatch.setattr(readout_module, "VECTOR_BLOCK", 3)
+    monkeypatch.setattr(softmax_module, "VOCAB_BLOCK", 7)
+    monkeypatch.setattr(softmax_module, "VECTOR_BLOCK", 3)
     for blocks, all_at_once in zip(everything(), whole, strict=True):
         torch.testing.assert_close(blocks, all_at_once, atol=atol, rtol=2e-6)
 

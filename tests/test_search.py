@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
-from tl_subvalues import readout
+from tl_subvalues import softmax
 from tl_subvalues.bounds import SiteBounds
 
 TABLES = ("heads", "head_positions", "attn_neurons", "ffn_neurons")
@@ -18,8 +18,8 @@ FAMILIES = ("gpt2", "llama", "gptj", "olmo2", "granite", "cohere", "gemma3", "mp
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of 4 vectors and 16 words, so that a search of some hundred candidates has something to leave out."""
-    monkeypatch.setattr(readout, "VECTOR_BLOCK", 4)
-    monkeypatch.setattr(readout, "VOCAB_BLOCK", 16)
+    monkeypatch.setattr(softmax, "VECTOR_BLOCK", 4)
+    monkeypatch.setattr(softmax, "VOCAB_BLOCK", 16)
 
 
 def soften(model: object, factor: float = 0.2) -> None:
@@ -91,8 +91,8 @@ def prepared(trace: tlsv.Trace, unit: str, name: str):
 
     sites = [site for site in trace.run.sites() if site.sublayer == name]
     residuals = torch.stack([site.residual for site in sites])
-    log_p = trace.readout.log_probs(residuals)
-    mean = trace.readout.mean_columns(log_p)
+    log_p = trace.readout.class_log_probs(residuals, trace.target_id)
+    mean = trace.readout.mean_columns(log_p, trace.target_id)
     groups = [trace.run.parts(site, unit).subvalues for site in sites]
     candidates = Candidates(trace.readout, trace.target_id, residuals, log_p, mean, groups)
     yield candidates, site_bounds(trace.readout, residuals, log_p, mean, trace.target_id, both_sides=True)

@@ -111,7 +111,7 @@ class TraceBatch(Sequence[Trace]):
 
 def shared_sweep(many: Sequence[Candidates], show_progress: bool = False) -> list[Float[Tensor, " all"]]:
     """Increases of all neurons of several prompts of one model, in nats; affine readouts only."""
-    scores = [torch.zeros(int(one.starts[-1]), dtype=one.log_p.dtype) for one in many]
+    scores = [torch.zeros(int(one.starts[-1]), dtype=one.residuals.dtype) for one in many]
     total = sum(len(group.directions) for group in many[0].groups if isinstance(group, NeuronSubvalues))
     with tqdm(total=total, disable=not show_progress, unit="neuron") as bar:
         for number in range(len(many[0].groups)):
@@ -139,11 +139,12 @@ def _group_sweep(many: Sequence[Candidates], number: int) -> Iterator[tuple[slic
         multiples.append((group.coefficients / scales).view(-1, len(directions)))
     one_scale = multiples[0].new_ones(1)
     site = torch.tensor([i for i, m in enumerate(multiples) for _ in range(len(m))])
-    log_p = torch.stack([one.log_p[number] for one in many])
+    log_p = [tuple(p[number] for p in one.log_p) for one in many]
+    tokens = [one.token for one in many]
     for start in range(0, len(directions), BLOCK):
         rows = slice(start, min(start + BLOCK, len(directions)))
         lin = readout.linear(groups[0].passage.carry(directions[rows].to(one_scale), one_scale), one_scale)
         stacked = torch.cat([m[:, rows] for m in multiples])
-        K = readout.log_mean_exp_of_multiples(lin, stacked, log_p, site)
-        targets = torch.stack([readout.bs_value(lin, one.token) for one in many])
+        K = readout.log_mean_exp_of_multiples(lin, stacked, log_p, site, tokens)
+        targets = torch.stack([readout.bs_value(lin, token) for token in tokens])
         yield rows, list((targets[site] * stacked - K).split([len(m) for m in multiples]))

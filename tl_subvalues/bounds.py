@@ -11,6 +11,9 @@ With the scale recomputed, s at x and s' at x + v, r = s / s': let L = ⟨·, g�
 
     Δ(v) <= r L(x + v) − L(x),   and Δ(v) is at most R'²/2 below it, R' = |r − 1| ‖lin(x)‖ max_t ‖u_t − E_p u‖ + r R
 
+A word's log-probability may be the sum of two log-softmaxes (an adaptive softmax): Δ, B and K are then sums over both,
+and so are the bounds; y is taken in the space that each softmax's columns lie in.
+
 Floating point is on top: each bound is widened by what rounding can do to it and to the exact evaluation.
 """
 
@@ -22,7 +25,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.readout import Readout
+from tl_subvalues.softmax import Softmax
 from tl_subvalues.subvalues import Subvalues
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far one softmax's columns lie from their mean at one site."""
+
+    softmax: Softmax
+    radius: float  # max_t ‖u_t − E_p u‖
+    variance: float  # E_p ‖u_t − E_p u‖²
 
 
 @dataclass(frozen=True)
@@ -34,8 +47,7 @@ class SiteBounds:
     scale: Tensor
     gradient: Float[Tensor, " d_model"]  # g, pulled back through the final norm
     rounding: float  # error that rounding may cause, in nats per unit of length of what is read
-    radius: float | None = None  # max_t ‖u_t − E_p u‖; None unless lower bounds are wanted
-    variance: float | None = None  # E_p ‖u_t − E_p u‖²
+    spreads: tuple[Spread, ...] | None = None  # of each of the target's softmaxes; None unless lower bounds are wanted
 
     def upper(self, parts: Subvalues) -> Float[Tensor, " all"]:
         """An upper bound on the increase of every part."""
@@ -44,20 +56,24 @@ class SiteBounds:
 
     def lower(self, parts: Subvalues) -> Float[Tensor, " all"]:
         """A lower bound on the increase of every part."""
-        assert self.radius is not None
-        assert self.variance is not None
-        jensen, r_minus_1 = self._jensen(parts)
-        lengths = parts.norms(lambda v: self.readout.linear(v, self.scale))
-        R = lengths * self.radius
+        assert self.spreads is not None
+        bound, r_minus_1 = self._jensen(parts)
+        for spread in self.spreads:
+            bound = bound - self._gap(parts, spread, r_minus_1)
+        return bound - self._slack(parts)
+
+    def _gap(self, parts: Subvalues, spread: Spread, r_minus_1: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+        """How far one softmax may leave an increase below Jensen's bound."""
+        softmax = spread.softmax
+        lengths = parts.norms(lambda v: softmax.inside(self.readout.linear(v, self.scale)))
+        R = lengths * spread.radius
         if self.readout.frozen:
             # (e^R − 1 − R) / R² is near 1/2 for small R, where the quotient would lose its digits.
             growth = torch.where(R > 1e-2, (torch.expm1(R) - R) / R.clamp(min=1e-2).pow(2), 0.5 + R / 4)
-            gap = torch.minimum(R.pow(2) / 2, lengths.pow(2) * self.variance * growth)
-        else:
-            length_x = float(self.readout.linear(self.residual, self.scale).norm())
-            R = r_minus_1.abs() * length_x * self.radius + (1 + r_minus_1) * R
-            gap = R.pow(2) / 2
-        return jensen - gap - self._slack(parts)
+            return torch.minimum(R.pow(2) / 2, lengths.pow(2) * spread.variance * growth)
+        length_x = float(softmax.inside(self.readout.linear(self.residual, self.scale)).norm())
+        R = r_minus_1.abs() * length_x * spread.radius + (1 + r_minus_1) * R
+        return R.pow(2) / 2
 
     def _jensen(self, parts: Subvalues) -> tuple[Float[Tensor, " all"], Float[Tensor, " all"]]:
         """B for every part, and r − 1 (zero with the scale frozen)."""
@@ -83,27 +99,35 @@ class SiteBounds:
 def site_bounds(
     readout: Readout,
     residuals: Float[Tensor, "site d_model"],
-    log_p: Float[Tensor, "site vocab"],
-    mean: Float[Tensor, "site d_model"],
+    log_p: tuple[Float[Tensor, "site _"], ...],
+    mean: tuple[Float[Tensor, "site _"], ...],
     token: int,
     *,
     both_sides: bool = False,
 ) -> list[SiteBounds]:
-    """Bounds for every site; `mean` is `readout.mean_columns(log_p)`, best made for all sites at once.
+    """Bounds for every site; `mean` is `readout.mean_columns(log_p, token)`, best made for all sites at once.
 
     `both_sides` also prepares the lower bounds, which takes one more product with the vocabulary. Readouts that are
     `bounded` only.
     """
-    column = readout.column(token)
     scale = readout.scale_at(residuals)
     scale = scale.expand(len(residuals), 1) if scale.ndim else scale.expand(len(residuals)).unsqueeze(1)
-    gradient = readout.pulled_back(column - mean, scale)
-    sizes = readout.pulled_back(column.expand_as(mean), scale).norm(dim=-1) + readout.pulled_back(mean, scale).norm(
-        dim=-1
-    )
+    gradient, sizes = torch.zeros_like(residuals), residuals.new_zeros(len(residuals))
+    spreads: list[list[Spread]] = [[] for _ in residuals]
+    for term, p, expected in zip(readout.terms(token), log_p, mean, strict=True):
+        column = term.softmax.column(term.index)
+
+        def pulled_back(covectors: Tensor, softmax: Softmax = term.softmax) -> Tensor:
+            return readout.pulled_back(softmax.pulled_back(covectors), scale)
+
+        gradient = gradient + pulled_back(column - expected)
+        sizes = sizes + pulled_back(column.expand_as(expected)).norm(dim=-1) + pulled_back(expected).norm(dim=-1)
+        if both_sides:
+            widest, variance = term.softmax.column_spread(p, expected)
+            for site, (r, v) in enumerate(zip(widest.tolist(), variance.tolist(), strict=True)):
+                spreads[site].append(Spread(term.softmax, r, v))
     # Dot products of d numbers err by about eps sqrt(d) times the lengths multiplied; twice, for bound and evaluation.
-    rounding = 2 * torch.finfo(mean.dtype).eps * math.sqrt(mean.shape[1]) * sizes
-    radius, variance = readout.column_spread(log_p, mean) if both_sides else (None, None)
+    rounding = 2 * torch.finfo(residuals.dtype).eps * math.sqrt(residuals.shape[1]) * sizes
     return [
         SiteBounds(
             readout=readout,
@@ -111,8 +135,7 @@ def site_bounds(
             scale=scale[i],
             gradient=gradient[i],
             rounding=float(rounding[i]),
-            radius=None if radius is None else float(radius[i]),
-            variance=None if variance is None else float(variance[i]),
+            spreads=tuple(spreads[i]) if both_sides else None,
         )
         for i in range(len(residuals))
     ]

@@ -5,7 +5,7 @@
 
 Where logits are affine in the residual stream (scale frozen, no soft cap), with p the distribution at x,
 
-    Δ(v) = bs(v)_w − log Σ_t p_t exp(bs(v)_t)
+    Δ(v) = bs(v)_w − log Σ_t p_t exp(bs(v)_t)    (summed over the word's softmaxes, where it has two)
 
 which needs no subtraction of two large log-sum-exps. Else both readouts are made and subtracted. Never
 log(softmax), and never subvalues × vocabulary: vectors and words come in blocks.
@@ -45,7 +45,7 @@ def log_prob_increase(
     for row, x in enumerate(flat):
         here = readout.at(row, rows)
         site = torch.zeros(len(parts), dtype=torch.long, device=x.device)
-        columns.append(increases(here, x[None], here.log_probs(x[None]), site, parts[:, row], token))
+        columns.append(increases(here, x[None], here.class_log_probs(x[None], token), site, parts[:, row], token))
     return torch.stack(columns, 1).reshape(subvalues.shape[:-1])
 
 
@@ -68,21 +68,22 @@ def as_prob_increase(increase: Float[Tensor, "*rest"], base: Float[Tensor, "*#re
 def increases(
     readout: Readout,
     residuals: Float[Tensor, "site d_model"],
-    log_p: Float[Tensor, "site vocab"],
+    log_p: tuple[Float[Tensor, "site _"], ...],
     site: Int[Tensor, " n"],
     vectors: Float[Tensor, "n d_model"],
     token: int,
 ) -> Float[Tensor, " n"]:
-    """Log-probability increase of vectors: vector i added to residuals[site[i]], whose log-probs are log_p[site[i]].
+    """Log-probability increase of vectors: vector i added to residuals[site[i]].
 
+    `log_p` are the word's distributions at every site, as `readout.class_log_probs(residuals, token)` gives them.
     A zero vector scores exactly 0.
     """
     if readout.affine:
         lin = readout.linear(vectors)
-        result = readout.bs_value(lin, token) - readout.log_mean_exp(lin, log_p, site)
+        result = readout.bs_value(lin, token) - readout.log_mean_exp(lin, log_p, site, token)
     else:
         normed = readout.normed(residuals[site].to(vectors) + vectors)
-        result = readout.normed_log_prob(normed, token) - log_p[site, token]
+        result = readout.normed_log_prob(normed, token) - readout.word_log_prob(log_p, token)[site]
     return result.masked_fill((vectors == 0).all(-1), 0.0)
 
 

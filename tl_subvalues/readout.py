@@ -1,33 +1,33 @@
 """The residual stream in vocabulary space: final norm, unembedding, log-softmax (arXiv 2312.12141, section 3).
 
-readout(x) = cap * tanh(factor * (N(x) W_U + b_U) / cap), with N the model's final norm, gain and bias included, and a
-soft cap or a factor where the model has one. The scale of N is a choice: *frozen* at one run's final residual stream
-(N is then affine, and so are the logits unless capped) or *recomputed* from each x (the logit lens).
+    log p(w | x) = Σ_s [z_s(N(x))_w − log Σ_t exp z_s(N(x))_t]
+
+with N the model's final norm, gain and bias included, and the sum over the softmaxes of the word: one in most models,
+over the unembedding's logits; in an adaptive softmax the head's and, for rarer words, their band's (`softmax.py`). The
+scale of N is a choice: *frozen* at one run's final residual stream (N is then affine, and so are the logits unless
+capped) or *recomputed* from each x (the logit lens).
 """
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import in_full_precision, padded
+from tl_subvalues.blocks import in_full_precision
 from tl_subvalues.model_view import ReadoutPieces, view_of
+from tl_subvalues.softmax import ClosedSoftmax, Softmax
 
-# Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
-# have VECTOR_BLOCK rows (padded with zeros), so that a vector gives the same bits whatever stands beside it: ties stay
-# ties, and a search gives what a sweep gives. Of 160 rows, because two such blocks certify the default top 300 (304
-# evaluations were needed on SmolLM2-135M); blocks of 128 took 1.14 times as long, blocks of 320 rows 0.94 times.
-VECTOR_BLOCK = 160
-VOCAB_BLOCK = 2048
-# An accelerator wants more at a time: a block of 128 MB.
-ACCELERATOR_BLOCKS = (2048, 16384)
-# Below, exp() of a log-prob is 0 or loses digits in float32, and a large bs-value could still make the word count.
-_SMALLEST_LOG_P = -85.0
-# Sums of exp() in float32 are trusted between these; outside, the sum is done again around its maximum.
-_SAFE_SUM = (1e-30, 1e30)
+
+@dataclass(frozen=True)
+class Term:
+    """One log-softmax that a word's log-probability is a sum of: which softmax, and the word's class in it."""
+
+    softmax: Softmax
+    index: int
 
 
 class Readout:
@@ -52,6 +52,7 @@ class Readout:
         self._pieces: ReadoutPieces = view.readout
         self._dtype = view.compute_dtype
         self._device = view.device
+        self._softmaxes = self._make_softmaxes()
         self.scale: Tensor | None = (
             None if isinstance(scale, str) else torch.as_tensor(scale).detach().to(self._device, self._dtype)
         )
@@ -64,12 +65,17 @@ class Readout:
     @property
     def affine(self) -> bool:
         """Whether logits are affine in the residual stream: scale frozen, no soft cap, a plain unembedding."""
-        return self.frozen and self._pieces.soft_cap is None and self._pieces.W_U is not None
+        return self.frozen and self.bounded
 
     @property
     def bounded(self) -> bool:
         """Whether Jensen's bound on increases holds: logits affine in N(x), whatever is done with the scale."""
-        return self._pieces.soft_cap is None and self._pieces.W_U is not None
+        return self._pieces.soft_cap is None and bool(self._pieces.softmaxes)
+
+    @property
+    def block_sizes(self) -> tuple[int, int]:
+        """Vectors and words that are read at a time on this device."""
+        return self._softmaxes[0].block_sizes
 
     @property
     def d_vocab(self) -> int:
@@ -78,13 +84,15 @@ class Readout:
 
     @in_full_precision
     def logits(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
-        """Logits as the model would compute them from this residual stream."""
-        return self._logits(self.normed(residual))
+        """Logits as the model would compute them from this residual stream; of an adaptive softmax, log-probabilities."""
+        head, *bands = self._softmaxes
+        return self.log_probs(residual) if bands else head.logits(self.normed(residual))
 
     @in_full_precision
     def log_probs(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Log-probabilities of all words, in nats."""
-        return self.logits(residual).log_softmax(-1)
+        normed = self.normed(residual)
+        return self._over_words([softmax.logits(normed).log_softmax(-1) for softmax in self._softmaxes])
 
     @in_full_precision
     def log_prob(self, residual: Float[Tensor, "*rest d_model"], token: int) -> Float[Tensor, "*rest"]:
@@ -102,9 +110,12 @@ class Readout:
     def bs_values(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Before-softmax values of vectors: the linear part of N(v) W_U, biases left out (section 3 of the paper).
 
-        With the scale recomputed, each vector's own scale is used.
+        With the scale recomputed, each vector's own scale is used. Of an adaptive softmax: a rarer word's value in its
+        band plus its band's value in the head. Values of one band can be compared; those of two bands only up to what
+        shifts a whole band, which its own normalisation takes out.
         """
-        return self._project(self.linear(vectors)) * self._pieces.factor
+        lin = self.linear(vectors)
+        return self._over_words([softmax.bs_values(lin) for softmax in self._softmaxes])
 
     def at(self, row: int, shape: torch.Size) -> "Readout":
         """The readout of one row of residuals [*shape, d_model], rows counted as if `shape` were flattened."""
@@ -161,166 +172,129 @@ class Readout:
             return residual.new_ones(()) if self.scale is None else self.scale
         return norm.scale(residual)
 
+    # A target word's softmaxes: what depends on how the vocabulary is cut is in these, and nowhere after them.
+
+    def terms(self, token: int) -> tuple[Term, ...]:
+        """The log-softmaxes that a word's log-probability is the sum of: one, or its band's share and its own."""
+        head, *bands = self._softmaxes
+        first = head.n_classes - len(bands)
+        if token < first:
+            return (Term(head, token),)
+        for number, band in enumerate(bands):
+            if token < first + band.n_classes:
+                return Term(head, head.n_classes - len(bands) + number), Term(band, token - first)
+            first += band.n_classes
+        raise IndexError(token)
+
+    def band(self, token: int) -> int:
+        """Which band of the vocabulary a word is in: 0 for the head, and for every word of a model with one softmax."""
+        terms = self.terms(token)
+        return self._softmaxes.index(terms[-1].softmax)
+
+    def class_log_probs(
+        self, residual: Float[Tensor, "*rest d_model"], token: int
+    ) -> tuple[Float[Tensor, "*rest _"], ...]:
+        """The distributions that a word's log-probability is read from: of each of its softmaxes, over its classes."""
+        normed = self.normed(residual)
+        return tuple(term.softmax.logits(normed).log_softmax(-1) for term in self.terms(token))
+
+    def mean_columns(
+        self, log_p: tuple[Float[Tensor, "site _"], ...], token: int
+    ) -> tuple[Float[Tensor, "site _"], ...]:
+        """Expected readout columns under each of a word's distributions (`class_log_probs`); `bounded` readouts only."""
+        return tuple(term.softmax.mean_columns(p) for term, p in zip(self.terms(token), log_p, strict=True))
+
+    def word_log_prob(self, log_p: tuple[Float[Tensor, "*rest _"], ...], token: int) -> Float[Tensor, "*rest"]:
+        """A word's log-probability from its distributions."""
+        return _sum([p[..., term.index] for term, p in zip(self.terms(token), log_p, strict=True)])
+
     def bs_value(self, lin: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
         """Before-softmax value of one word for vectors already through `linear`."""
-        if self._pieces.W_U is None:
-            return self._project(lin)[:, token] * self._pieces.factor
-        return _dot(lin, self.column(token))
+        return _sum([term.softmax.bs_value(lin, term.index) for term in self.terms(token)])
 
     def log_mean_exp(
-        self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site vocab"], site: Int[Tensor, " n"]
+        self,
+        lin: Float[Tensor, "n d_model"],
+        log_p: tuple[Float[Tensor, "site _"], ...],
+        site: Int[Tensor, " n"],
+        token: int,
     ) -> Float[Tensor, " n"]:
-        """Log Σ_t p_t exp(bs_t) for vectors already through `linear`; vector i under the distribution log_p[site[i]].
+        """Σ over a word's softmaxes of log Σ_t p_t exp(bs_t), for vectors already through `linear`.
 
-        Never holds vectors × vocabulary. Affine readouts only.
+        Vector i under the distributions log_p[·][site[i]]. Never holds vectors × vocabulary. Affine readouts only.
         """
-
-        def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
-            return (rows @ W).add_(log_p[:, words][site[at]])
-
-        n, size = len(lin), self.block_sizes[0]
-        lin, site = padded(lin * self._pieces.factor, size), padded(site, size)
-        if log_p.min() < _SMALLEST_LOG_P:
-            return self._log_sum_exp(lin, block)[:n]
-        # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
-        # The sum over words is a product with all sites' distributions at once, of which each row takes its own.
-        p, total = log_p.exp(), torch.zeros(len(lin), dtype=torch.float64, device=lin.device)
-        for words, W in self._blocks():
-            p_words = p[:, words].T.contiguous()
-            for start in range(0, len(lin), size):
-                at = slice(start, start + size)
-                total[at] += ((lin[at] @ W).expm1_() @ p_words).gather(1, site[at, None])[:, 0]
-        result, unsafe = total.log1p().to(lin.dtype), ~((total > -0.5) & (total < _SAFE_SUM[1]))
-        return torch.where(unsafe, self._log_sum_exp(lin, block), result)[:n] if unsafe.any() else result[:n]
+        pairs = zip(self.terms(token), log_p, strict=True)
+        return _sum([term.softmax.log_mean_exp(lin, p, site) for term, p in pairs])
 
     def log_mean_exp_of_multiples(
         self,
         lin: Float[Tensor, "n d_model"],
         multiples: Float[Tensor, "j n"],
-        log_p: Float[Tensor, "site vocab"],
+        log_p: Sequence[tuple[Float[Tensor, " _"], ...]],
         site: Int[Tensor, " j"],
+        tokens: Sequence[int],
     ) -> Float[Tensor, "j n"]:
-        """`log_mean_exp` of multiples[j, i] * lin[i] under log_p[site[j]]: one product with the vocabulary for all j.
+        """`log_mean_exp` of multiples[j, i] * lin[i] for the word tokens[site[j]] under its distributions log_p[site[j]].
 
-        NaN where the sum is not to be trusted (see `log_mean_exp`). Affine readouts only.
+        One product with each softmax's classes for all words that it matters to. NaN where the sum is not to be
+        trusted. Affine readouts only.
         """
-        size, n = self.block_sizes[0], len(lin)
-        lin, multiples = padded(lin * self._pieces.factor, size), padded(multiples.T.contiguous(), size).T
-        p, total = log_p.exp(), torch.zeros(multiples.shape, dtype=torch.float64, device=lin.device)
-        for words, W in self._blocks():
-            for start in range(0, len(lin), size):
-                at = slice(start, start + size)
-                bs = lin[at] @ W
-                for j, row in enumerate(site.tolist()):
-                    total[j, at] += (bs * multiples[j, at, None]).expm1_() @ p[row, words]
-        trusted = (total > -0.5) & (total < _SAFE_SUM[1]) & (log_p.amin(-1)[site, None] >= _SMALLEST_LOG_P)
-        return total.log1p().masked_fill(~trusted, torch.nan).to(lin.dtype)[:, :n]
+        total: Tensor | None = None
+        terms = [self.terms(token) for token in tokens]
+        for softmax in self._softmaxes:
+            mine = {
+                number: p
+                for number, (own, distributions) in enumerate(zip(terms, log_p, strict=True))
+                for term, p in zip(own, distributions, strict=True)
+                if term.softmax is softmax
+            }
+            rows = torch.tensor([j for j, number in enumerate(site.tolist()) if number in mine], dtype=torch.long)
+            if not len(rows):
+                continue
+            place = {number: i for i, number in enumerate(mine)}
+            own_site = torch.tensor([place[number] for number in site[rows].tolist()])
+            found = softmax.log_mean_exp_of_multiples(lin, multiples[rows], torch.stack(list(mine.values())), own_site)
+            if len(rows) == len(site) and total is None:
+                total = found
+            else:
+                total = torch.zeros_like(multiples) if total is None else total
+                total[rows] += found
+        assert total is not None
+        return total
 
     def normed_log_prob(self, normed: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
         """Log-probability of one word for residuals already through `normed`, the vocabulary read in blocks."""
-        if self._pieces.W_U is None:
-            return torch.cat([self._logits(rows).log_softmax(-1)[:, token] for rows in normed.split(VECTOR_BLOCK)])
-        W_U = self._pieces.W_U
-        target = self._capped(_dot(normed, self._cast(W_U[:, token])) + self._bias(slice(token, token + 1)))
-        rows, shift = padded(normed, self.block_sizes[0]), padded(target, self.block_sizes[0])
+        return _sum([term.softmax.log_prob(normed, term.index) for term in self.terms(token)])
 
-        def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
-            return self._capped((rows @ W).add_(self._bias(words))).sub_(shift[at, None])
+    def _make_softmaxes(self) -> list[Softmax]:
+        pieces, where = self._pieces, {"dtype": self._dtype, "device": self._device}
+        if not pieces.softmaxes:
+            closed = ClosedSoftmax(
+                pieces.unembed, pieces.d_vocab, factor=pieces.factor, soft_cap=pieces.soft_cap, **where
+            )
+            return [closed]
+        return [Softmax(c, factor=pieces.factor, soft_cap=pieces.soft_cap, **where) for c in pieces.softmaxes]
 
-        return -self._log_sum_exp(rows, block)[: len(target)]
-
-    def column(self, token: int) -> Float[Tensor, " d_model"]:
-        """One word's readout column: bs_value(lin, token) = <lin, column>. Affine readouts only."""
-        assert self._pieces.W_U is not None
-        return self._cast(self._pieces.W_U[:, token]) * self._pieces.factor
-
-    def mean_columns(self, log_p: Float[Tensor, "site vocab"]) -> Float[Tensor, "site d_model"]:
-        """Σ_t p_t u_t, the expected readout column under each distribution. Affine readouts only."""
-        assert self._pieces.W_U is not None
-        total = torch.zeros(len(log_p), self._pieces.W_U.shape[0], dtype=self._dtype, device=self._device)
-        for words, W in self._blocks():
-            total += log_p[:, words].exp() @ W.T
-        return total * self._pieces.factor
-
-    def column_spread(
-        self, log_p: Float[Tensor, "site vocab"], mean: Float[Tensor, "site d_model"]
-    ) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
-        """How far readout columns lie from their mean under each distribution: max_t ‖u_t − ū‖, and E_p ‖u_t − ū‖²."""
-        widest = torch.zeros(len(mean), dtype=self._dtype, device=self._device)
-        variance = torch.zeros_like(widest)
-        for words, W in self._blocks():
-            columns = W * self._pieces.factor
-            squared = columns.pow(2).sum(0) - 2 * mean @ columns + mean.pow(2).sum(-1, keepdim=True)
-            widest = torch.maximum(widest, squared.amax(-1))
-            variance += (log_p[:, words].exp() * squared.clamp(min=0)).sum(-1)
-        return widest.clamp(min=0).sqrt(), variance
-
-    def _log_sum_exp(
-        self, rows: Float[Tensor, "n d_model"], block: Callable[[Tensor, Tensor, slice, slice], Tensor]
-    ) -> Float[Tensor, " n"]:
-        """Log Σ_t exp(z_t) with z = block(rows, W, words, at), made and consumed block by block.
-
-        The plain sum where it neither over- nor underflows (log-probs plus bs-values seldom do), else around its
-        maximum.
-        """
-        size = self.block_sizes[0]
-        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for words, W in self._blocks():
-            for start in range(0, len(rows), size):
-                at = slice(start, start + size)
-                total[at] += block(rows[at], W, words, at).exp_().sum(-1)
-        result = total.log().to(rows.dtype)
-        unsafe = ~((total > _SAFE_SUM[0]) & (total < _SAFE_SUM[1]))
-        for start in range(0, len(rows), size):
-            at = slice(start, start + size)
-            if unsafe[at].any():
-                running = torch.full_like(result[at], -torch.inf)
-                for words, W in self._blocks():
-                    running = torch.logaddexp(running, block(rows[at], W, words, at).logsumexp(-1))
-                result[at] = torch.where(unsafe[at], running, result[at])
-        return result
-
-    def _blocks(self) -> Iterator[tuple[slice, Float[Tensor, "d_model words"]]]:
-        W_U, step = self._pieces.W_U, self.block_sizes[1]
-        assert W_U is not None
-        for start in range(0, self.d_vocab, step):
-            words = slice(start, min(start + step, self.d_vocab))
-            yield words, self._cast(W_U[:, words])
-
-    @property
-    def block_sizes(self) -> tuple[int, int]:
-        """Vectors and words that are read at a time on this device."""
-        return (VECTOR_BLOCK, VOCAB_BLOCK) if self._device.type == "cpu" else ACCELERATOR_BLOCKS
-
-    def _logits(self, normed: Tensor) -> Tensor:
-        if self._pieces.W_U is None:
-            return self._capped(self._pieces.unembed(normed))
-        return self._capped(self._project(normed) + self._bias(slice(None)))
-
-    def _project(self, lin: Tensor) -> Tensor:
-        """Lin @ W_U, whole vocabulary; by the model's own unembedding where its matrix cannot be read."""
-        if self._pieces.W_U is None:
-            return self._pieces.unembed(lin) - self._pieces.unembed(torch.zeros_like(lin))
-        if self._pieces.W_U.dtype == self._dtype:
-            return lin @ self._pieces.W_U
-        return torch.cat([lin @ W for _, W in self._blocks()], -1)
-
-    def _capped(self, logits: Tensor) -> Tensor:
-        factor, cap = self._pieces.factor, self._pieces.soft_cap
-        logits = logits if factor == 1.0 else logits * factor
-        return logits if cap is None else torch.tanh(logits / cap) * cap
-
-    def _bias(self, words: slice) -> Tensor:
-        b_U = self._pieces.b_U
-        return self._cast(b_U[words]) if b_U is not None else torch.zeros(1, dtype=self._dtype, device=self._device)
+    def _over_words(self, values: list[Tensor]) -> Tensor:
+        """Values of all words from those of all classes: a band's words get their own plus their band's in the head."""
+        head, *bands = values
+        if not bands:
+            return head
+        first = head.shape[-1] - len(bands)
+        shares = head[..., first:].unbind(-1)
+        rarer = [band + share.unsqueeze(-1) for band, share in zip(bands, shares, strict=True)]
+        return torch.cat([head[..., :first], *rarer], -1)
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.detach().to(device=self._device, dtype=self._dtype)
 
 
-def _dot(rows: Float[Tensor, "n d_model"], column: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:
-    """Rows @ column, each row summed alone, so that its bits do not depend on how many there are."""
-    return (rows * column).sum(-1)
+def _sum(parts: list[Tensor]) -> Tensor:
+    """The sum of one or two tensors; one alone keeps its bits, signed zeros too."""
+    first, *rest = parts
+    for part in rest:
+        first = first + part
+    return first
 
 
 def _is_positive(scale: Any) -> bool:

@@ -53,14 +53,19 @@ class Candidates:
     readout: Readout
     token: int
     residuals: Float[Tensor, "group d_model"]
-    log_p: Float[Tensor, "group vocab"]
-    mean: Float[Tensor, "group columns"]  # expected readout columns under log_p, [group, 0] where no bound holds
+    log_p: tuple[Float[Tensor, "group _"], ...]  # the target's distributions at the residuals, one for each softmax
+    mean: tuple[Float[Tensor, "group _"], ...]  # expected readout columns under log_p; () where no bound holds
     groups: Sequence[Subvalues]
 
     @cached_property
     def starts(self) -> Int[Tensor, " groups_and_end"]:
         """Number of the first part of each group, and of all parts."""
         return torch.tensor([0, *(len(group) for group in self.groups)]).cumsum(0)
+
+    @property
+    def base(self) -> Float[Tensor, " group"]:
+        """The target's log-probability at each group's residual stream."""
+        return self.readout.word_log_prob(self.log_p, self.token)
 
     def locate(self, number: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """Group of each part, and its index there."""
@@ -71,7 +76,7 @@ class Candidates:
     def evaluate(self, number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Exact increases of the chosen parts; makes no more than the chosen vectors."""
         if not len(number):
-            return torch.zeros(0, dtype=self.log_p.dtype)
+            return torch.zeros(0, dtype=self.residuals.dtype)
         group, index = self.locate(number)
         order = torch.argsort(group, stable=True)
         device = self.residuals.device
@@ -118,7 +123,7 @@ def sweep(
 ) -> Ranking:
     """Every candidate evaluated, in blocks."""
     total = int(candidates.starts[-1])
-    increase = candidates.log_p.new_zeros(total).cpu()
+    increase = candidates.residuals.new_zeros(total).cpu()
     with tqdm(total=total, disable=not show_progress, unit="subvalue") as bar:
         for number in torch.arange(total).split(BLOCK):
             increase[number] = candidates.evaluate(number)
@@ -149,7 +154,7 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
     )
     sign = 1.0 if largest else -1.0
     total, sign = int(candidates.starts[-1]), 1.0 if largest else -1.0
-    promise = candidates.log_p.new_empty(total, device="cpu")
+    promise = candidates.residuals.new_empty(total, device="cpu")
     for i, (site, parts) in enumerate(zip(sites, candidates.groups, strict=True)):
         bound = site.upper(parts) if largest else site.lower(parts)
         promise[candidates.starts[i] : candidates.starts[i + 1]] = sign * bound.cpu()

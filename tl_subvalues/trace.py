@@ -335,15 +335,14 @@ class Trace(Pictures):
         return self.run.sites
 
     @cached_property
-    def _log_probs(self) -> Float[Tensor, "site vocab"]:
-        """Log-probs at every sublayer's input."""
-        return self.readout.log_probs(torch.stack([site.residual for site in self._sites]))
+    def _log_probs(self) -> tuple[Float[Tensor, "site _"], ...]:
+        """The target's distributions at every sublayer's input."""
+        return self.readout.class_log_probs(torch.stack([site.residual for site in self._sites]), self.target_id)
 
     @cached_property
-    def _mean_columns(self) -> Float[Tensor, "site d_model"]:
+    def _mean_columns(self) -> tuple[Float[Tensor, "site _"], ...]:
         """Expected readout columns at every sublayer's input, which the search's bounds need; all in one product."""
-        bounded = self.readout.bounded
-        return self.readout.mean_columns(self._log_probs) if bounded else self._log_probs.new_zeros(len(self._sites), 0)
+        return self.readout.mean_columns(self._log_probs, self.target_id) if self.readout.bounded else ()
 
     @in_full_precision
     def candidates(self, unit: Unit) -> "Prepared":
@@ -361,8 +360,8 @@ class Trace(Pictures):
             self.readout,
             self.target_id,
             torch.stack([site.residual for site in self._sites])[numbers],
-            self._log_probs[numbers],
-            self._mean_columns[numbers],
+            tuple(log_p[numbers] for log_p in self._log_probs),
+            tuple(mean[numbers] for mean in self._mean_columns),
             [part.subvalues for part in parts],
         )
         return Prepared(unit, sites, parts, found)
@@ -370,7 +369,7 @@ class Trace(Pictures):
     @in_full_precision
     def table(self, prepared: "Prepared", ranking: Ranking) -> pd.DataFrame:
         """A ranking of this trace's parts as a table, with its certificate in `attrs`."""
-        base = prepared.candidates.log_p[:, self.target_id].cpu()[ranking.group]
+        base = prepared.candidates.base.cpu()[ranking.group]
         table = ranked_table(
             prepared.unit,
             [(site.layer, site.sublayer) for site in prepared.sites],

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.norms import Norm
+from tl_subvalues.softmax import Columns
 
 # What Hugging Face's feed-forward modules, and HookedTransformer's, call their activation function.
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl", "activation")
@@ -210,10 +211,16 @@ def logit_transform(model: Any) -> tuple[float, float | None]:
     return factor, cap if cap > 0.0 else None
 
 
-def unembedding_is_linear(model: Any) -> bool:
-    """Whether unembed(y) is y @ W_U + b_U with weights that can be read."""
+def softmaxes(model: Any) -> tuple[Columns, ...]:
+    """The weights of the softmaxes that words' log-probabilities are made of, as `ReadoutPieces` holds them.
+
+    One where unembed(y) is y @ W_U + b_U with weights that can be read; several where the unembedding says so itself, by
+    a method `softmaxes` (an adaptive softmax, whose output is log-probabilities); none where it can only be called.
+    """
     unembed = model.unembed
     wrapped = getattr(unembed, "original_component", None)
-    if wrapped is None:
-        return type(unembed).__name__ == "Unembed"
-    return isinstance(wrapped, torch.nn.Linear)
+    own = getattr(unembed if wrapped is None else wrapped, "softmaxes", None)
+    if own is not None:
+        return tuple(own())
+    linear = type(unembed).__name__ == "Unembed" if wrapped is None else isinstance(wrapped, torch.nn.Linear)
+    return (Columns((model.W_U.detach(),), model.b_U.detach()),) if linear else ()

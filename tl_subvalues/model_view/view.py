@@ -47,16 +47,15 @@ class ModelView:
         """
         host.require_direct_readout(self.model)
         factor, soft_cap = host.logit_transform(self.model)
-        linear = host.unembedding_is_linear(self.model)
-        norm = host.norm_of(self.model._modules.get("ln_final"), self.model.cfg)
+        softmaxes = host.softmaxes(self.model)
+        bands = max(0, len(softmaxes) - 1)  # each is a class of the head, and no word
         return ReadoutPieces(
-            norm=norm,
-            W_U=self.model.W_U.detach() if linear else None,
-            b_U=self.model.b_U.detach() if linear else None,
+            norm=host.norm_of(self.model._modules.get("ln_final"), self.model.cfg),
+            softmaxes=softmaxes,
             unembed=self._unembed,
             factor=factor,
             soft_cap=soft_cap,
-            d_vocab=int(self.model.W_U.shape[1] if linear else self.model.cfg.d_vocab),
+            d_vocab=sum(s.n_classes for s in softmaxes) - bands if softmaxes else int(self.model.cfg.d_vocab),
         )
 
     def _unembed(self, normed: Tensor) -> Tensor:
@@ -68,16 +67,14 @@ class ModelView:
     @property
     def device(self) -> torch.device:
         """Where the readout is, and all computation is done."""
-        W_U = self.readout.W_U
-        return W_U.device if W_U is not None else next(self.model.parameters()).device
+        softmaxes = self.readout.softmaxes
+        return softmaxes[0].matrices[0].device if softmaxes else next(self.model.parameters()).device
 
     @cached_property
     def dtype(self) -> torch.dtype:
         """The model's own dtype, the coarser of its blocks' and its readout's, which sets the tolerances."""
-        parameters = [
-            next(self.model.blocks.parameters()),
-            *([self.readout.W_U] if self.readout.W_U is not None else []),
-        ]
+        matrices = [matrix for softmax in self.readout.softmaxes for matrix in softmax.matrices]
+        parameters = [next(self.model.blocks.parameters()), *matrices]
         floating = [p.dtype for p in parameters if p.is_floating_point()]
         return max(floating, key=lambda dtype: torch.finfo(dtype).eps, default=torch.float32)
 

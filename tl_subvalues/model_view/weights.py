@@ -10,6 +10,7 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view import host
 from tl_subvalues.norms import Norm, Passage
+from tl_subvalues.softmax import Columns
 
 
 @dataclass(frozen=True)
@@ -51,11 +52,15 @@ class FFN:
 
 @dataclass(frozen=True)
 class ReadoutPieces:
-    """What stands between the final residual stream and the logits: cap * tanh(factor * unembed(norm(x)) / cap)."""
+    """What stands between the final residual stream and the logits: cap * tanh(factor * unembed(norm(x)) / cap).
+
+    `softmaxes` holds the unembedding's weights: one softmax's over all words; or those of an adaptive softmax, first its
+    head's (the first words in order, then one class for each band), then each band's, whose words follow in order; or
+    none, where the unembedding can only be called.
+    """
 
     norm: Norm | None
-    W_U: Float[Tensor, "d_model vocab"] | None
-    b_U: Float[Tensor, " vocab"] | None
+    softmaxes: tuple[Columns, ...]
     unembed: Callable[[Tensor], Tensor]
     factor: float
     soft_cap: float | None

@@ -1,0 +1,274 @@
+"""One softmax over classes: what a word's log-probability is made of, read in blocks.
+
+logits = cap * tanh(factor * ((y into) W + b) / cap), with y the normed residual stream, W one column a class, and a factor
+or a soft cap where the model has one. Most models have one softmax, over all words, and no `into`. An adaptive softmax has
+one over its head (frequent words, and a class for each band of rarer words) and one in each band, whose columns lie in a
+smaller space that `into` leads to; a rare word's log-probability is the sum of two log-softmaxes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from tl_subvalues.blocks import padded
+
+# Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
+# have VECTOR_BLOCK rows (padded with zeros), so that a vector gives the same bits whatever stands beside it: ties stay
+# ties, and a search gives what a sweep gives. Of 160 rows, because two such blocks certify the default top 300 (304
+# evaluations were needed on SmolLM2-135M); blocks of 128 took 1.14 times as long, blocks of 320 rows 0.94 times.
+VECTOR_BLOCK = 160
+VOCAB_BLOCK = 2048
+# An accelerator wants more at a time: a block of 128 MB.
+ACCELERATOR_BLOCKS = (2048, 16384)
+# Below, exp() of a log-prob is 0 or loses digits in float32, and a large bs-value could still make the word count.
+_SMALLEST_LOG_P = -85.0
+# Sums of exp() in float32 are trusted between these; outside, the sum is done again around its maximum.
+_SAFE_SUM = (1e-30, 1e30)
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The weights of one softmax, as the model has them: matrices side by side, one column a class, never copied."""
+
+    matrices: tuple[Float[Tensor, "width _"], ...]
+    bias: Float[Tensor, " classes"] | None = None
+    into: Float[Tensor, "d_model width"] | None = None  # None: the columns are in the residual stream's own space
+
+    @property
+    def n_classes(self) -> int:
+        """Number of classes."""
+        return sum(matrix.shape[1] for matrix in self.matrices)
+
+
+class Softmax:
+    """One softmax, computed in `dtype` (float32 or better) on `device`; classes are counted from 0.
+
+    Vectors come in through the final norm: `normed` with its bias, `lin` by its linear part alone. All methods but
+    `logits` and `bs_values` read the classes in blocks and never hold vectors × classes.
+    """
+
+    def __init__(
+        self, columns: Columns, *, factor: float, soft_cap: float | None, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self._columns = columns
+        self._factor = factor
+        self._soft_cap = soft_cap
+        self._dtype = dtype
+        self._device = device
+        self.n_classes = columns.n_classes
+
+    @property
+    def block_sizes(self) -> tuple[int, int]:
+        """Vectors and classes that are read at a time on this device."""
+        return (VECTOR_BLOCK, VOCAB_BLOCK) if self._device.type == "cpu" else ACCELERATOR_BLOCKS
+
+    def logits(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
+        """Logits of all classes."""
+        return self._capped(self._project(normed) + self._bias(slice(None)))
+
+    def bs_values(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
+        """Before-softmax values of all classes: the linear part of `logits`, caps aside."""
+        return self._project(lin) * self._factor
+
+    def bs_value(self, lin: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
+        """Before-softmax value of one class."""
+        return _dot(lin, self.pulled_back(self.column(index)))
+
+    def log_prob(self, normed: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
+        """Log-probability of one class."""
+        column = self.pulled_back(self._column(index))
+        target = self._capped(_dot(normed, column) + self._bias(slice(index, index + 1)))
+        rows, shift = self._rows(normed), padded(target, self.block_sizes[0])
+
+        def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
+            return self._capped((rows @ W).add_(self._bias(words))).sub_(shift[at, None])
+
+        return -self._log_sum_exp(rows, block)[: len(target)]
+
+    def log_mean_exp(
+        self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Log Σ_t p_t exp(bs_t); vector i under the distribution log_p[site[i]]. Without a soft cap only."""
+
+        def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
+            return (rows @ W).add_(log_p[:, words][site[at]])
+
+        n, size = len(lin), self.block_sizes[0]
+        lin, site = self._rows(lin * self._factor), padded(site, size)
+        if log_p.min() < _SMALLEST_LOG_P:
+            return self._log_sum_exp(lin, block)[:n]
+        # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
+        # The sum over words is a product with all sites' distributions at once, of which each row takes its own.
+        p, total = log_p.exp(), torch.zeros(len(lin), dtype=torch.float64, device=lin.device)
+        for words, W in self._blocks():
+            p_words = p[:, words].T.contiguous()
+            for start in range(0, len(lin), size):
+                at = slice(start, start + size)
+                total[at] += ((lin[at] @ W).expm1_() @ p_words).gather(1, site[at, None])[:, 0]
+        result, unsafe = total.log1p().to(lin.dtype), ~((total > -0.5) & (total < _SAFE_SUM[1]))
+        return torch.where(unsafe, self._log_sum_exp(lin, block), result)[:n] if unsafe.any() else result[:n]
+
+    def log_mean_exp_of_multiples(
+        self,
+        lin: Float[Tensor, "n d_model"],
+        multiples: Float[Tensor, "j n"],
+        log_p: Float[Tensor, "site classes"],
+        site: Int[Tensor, " j"],
+    ) -> Float[Tensor, "j n"]:
+        """`log_mean_exp` of multiples[j, i] * lin[i] under log_p[site[j]]: one product with the classes for all j.
+
+        NaN where the sum is not to be trusted (see `log_mean_exp`). Without a soft cap only.
+        """
+        size, n = self.block_sizes[0], len(lin)
+        lin, multiples = self._rows(lin * self._factor), padded(multiples.T.contiguous(), size).T
+        p, total = log_p.exp(), torch.zeros(multiples.shape, dtype=torch.float64, device=lin.device)
+        for words, W in self._blocks():
+            for start in range(0, len(lin), size):
+                at = slice(start, start + size)
+                bs = lin[at] @ W
+                for j, row in enumerate(site.tolist()):
+                    total[j, at] += (bs * multiples[j, at, None]).expm1_() @ p[row, words]
+        trusted = (total > -0.5) & (total < _SAFE_SUM[1]) & (log_p.amin(-1)[site, None] >= _SMALLEST_LOG_P)
+        return total.log1p().masked_fill(~trusted, torch.nan).to(lin.dtype)[:, :n]
+
+    # Columns are in their own space; `inside` leads vectors there, `pulled_back` covectors from there.
+
+    def column(self, index: int) -> Float[Tensor, " width"]:
+        """One class's readout column u: bs_value(lin, index) = <inside(lin), u>."""
+        return self._column(index) * self._factor
+
+    def mean_columns(self, log_p: Float[Tensor, "site classes"]) -> Float[Tensor, "site width"]:
+        """Σ_t p_t u_t, the expected readout column under each distribution."""
+        total = torch.zeros(len(log_p), self._columns.matrices[0].shape[0], dtype=self._dtype, device=self._device)
+        for words, W in self._blocks():
+            total += log_p[:, words].exp() @ W.T
+        return total * self._factor
+
+    def column_spread(
+        self, log_p: Float[Tensor, "site classes"], mean: Float[Tensor, "site width"]
+    ) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
+        """How far columns lie from their mean under each distribution: max_t ‖u_t − ū‖, and E_p ‖u_t − ū‖²."""
+        widest = torch.zeros(len(mean), dtype=self._dtype, device=self._device)
+        variance = torch.zeros_like(widest)
+        for words, W in self._blocks():
+            columns = W * self._factor
+            squared = columns.pow(2).sum(0) - 2 * mean @ columns + mean.pow(2).sum(-1, keepdim=True)
+            widest = torch.maximum(widest, squared.amax(-1))
+            variance += (log_p[:, words].exp() * squared.clamp(min=0)).sum(-1)
+        return widest.clamp(min=0).sqrt(), variance
+
+    def inside(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest width"]:
+        """Vectors in the space that the columns lie in."""
+        return lin if self._columns.into is None else lin @ self._cast(self._columns.into)
+
+    def pulled_back(self, covectors: Float[Tensor, "*rest width"]) -> Float[Tensor, "*rest d_model"]:
+        """The transpose of `inside`: <c, inside(v)> = <pulled_back(c), v>."""
+        return covectors if self._columns.into is None else covectors @ self._cast(self._columns.into).T
+
+    def _rows(self, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "padded width"]:
+        """Vectors in the columns' space, filled up to whole blocks (and led there block by block, for the same bits)."""
+        rows = padded(vectors, self.block_sizes[0])
+        if self._columns.into is None or not len(rows):
+            return self.inside(rows)
+        return torch.cat([self.inside(block) for block in rows.split(self.block_sizes[0])])
+
+    def _column(self, index: int) -> Float[Tensor, " width"]:
+        """One column as it is stored."""
+        for matrix in self._columns.matrices:
+            if index < matrix.shape[1]:
+                return self._cast(matrix[:, index])
+            index -= matrix.shape[1]
+        raise IndexError(index)
+
+    def _log_sum_exp(
+        self, rows: Float[Tensor, "n width"], block: Callable[[Tensor, Tensor, slice, slice], Tensor]
+    ) -> Float[Tensor, " n"]:
+        """Log Σ_t exp(z_t) with z = block(rows, W, words, at), made and consumed block by block.
+
+        The plain sum where it neither over- nor underflows (log-probs plus bs-values seldom do), else around its
+        maximum.
+        """
+        size = self.block_sizes[0]
+        total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
+        for words, W in self._blocks():
+            for start in range(0, len(rows), size):
+                at = slice(start, start + size)
+                total[at] += block(rows[at], W, words, at).exp_().sum(-1)
+        result = total.log().to(rows.dtype)
+        unsafe = ~((total > _SAFE_SUM[0]) & (total < _SAFE_SUM[1]))
+        for start in range(0, len(rows), size):
+            at = slice(start, start + size)
+            if unsafe[at].any():
+                running = torch.full_like(result[at], -torch.inf)
+                for words, W in self._blocks():
+                    running = torch.logaddexp(running, block(rows[at], W, words, at).logsumexp(-1))
+                result[at] = torch.where(unsafe[at], running, result[at])
+        return result
+
+    def _blocks(self) -> Iterator[tuple[slice, Float[Tensor, "width words"]]]:
+        step, first = self.block_sizes[1], 0
+        for matrix in self._columns.matrices:
+            size = matrix.shape[1]
+            for start in range(0, size, step):
+                stop = min(start + step, size)
+                yield slice(first + start, first + stop), self._cast(matrix[:, start:stop])
+            first += size
+
+    def _project(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
+        rows, matrices = self.inside(lin), self._columns.matrices
+        if len(matrices) == 1 and matrices[0].dtype == self._dtype:
+            return rows @ matrices[0]
+        return torch.cat([rows @ W for _, W in self._blocks()], -1)
+
+    def _capped(self, logits: Tensor) -> Tensor:
+        logits = logits if self._factor == 1.0 else logits * self._factor
+        return logits if self._soft_cap is None else torch.tanh(logits / self._soft_cap) * self._soft_cap
+
+    def _bias(self, words: slice) -> Tensor:
+        bias = self._columns.bias
+        return self._cast(bias[words]) if bias is not None else torch.zeros(1, dtype=self._dtype, device=self._device)
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().to(device=self._device, dtype=self._dtype)
+
+
+class ClosedSoftmax(Softmax):
+    """A softmax over the logits of a module that can only be called: neither columns nor bounds, and no blocks of words."""
+
+    def __init__(
+        self,
+        unembed: Callable[[Tensor], Tensor],
+        n_classes: int,
+        *,
+        factor: float,
+        soft_cap: float | None,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        super().__init__(Columns(()), factor=factor, soft_cap=soft_cap, dtype=dtype, device=device)
+        self._unembed = unembed
+        self.n_classes = n_classes
+
+    def logits(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
+        """Logits of all classes."""
+        return self._capped(self._unembed(normed))
+
+    def bs_value(self, lin: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
+        """Before-softmax value of one class."""
+        return self.bs_values(lin)[:, index]
+
+    def log_prob(self, normed: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
+        """Log-probability of one class."""
+        blocks = normed.split(VECTOR_BLOCK)
+        return torch.cat([self.logits(rows).log_softmax(-1)[:, index] for rows in blocks])
+
+    def _project(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
+        return self._unembed(lin) - self._unembed(torch.zeros_like(lin))
+
+
+def _dot(rows: Float[Tensor, "n d_model"], column: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:
+    """Rows @ column, each row summed alone, so that its bits do not depend on how many there are."""
+    return (rows * column).sum(-1)
