@@ -1,0 +1,199 @@
+"""A fairseq checkpoint read without running it, and every key of it accounted for.
+
+A checkpoint is a pickle, and a pickle can run any program: it is read by `torch.load(weights_only=True)`, which builds
+tensors and plain containers, with `argparse.Namespace` and the training meters of 2019 allowed beside them, those as
+empty stand-ins. Whatever else it asks for is refused.
+"""
+
+import argparse
+import pickle
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tl_subvalues.baevski18.configuration import Baevski18Config
+from tl_subvalues.errors import UnsupportedModelError
+
+# Pickled training statistics in files before January 2020; nothing of them is used.
+_METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
+# Buffers: versions, and uninitialised memory (NaN or anything) that fairseq keeps to learn the device from.
+_BUFFERS = re.compile(
+    r"version|embed_tokens\._float_tensor|embed_positions\.(_float_tensor|weights)"
+    r"|adaptive_softmax\.(version|head\._float_tensor)"
+)
+_CLASSES = "adaptive_softmax.head.class_proj.weight"
+# Names of layer norms before 2019; 1 belongs to attention over an encoder, which a language model does not have.
+_OLD_NORMS = {"layer_norms.0": "self_attn_layer_norm", "layer_norms.2": "final_layer_norm"}
+_LAYER = {
+    "self_attn.q_proj": "self_attn.q_proj",
+    "self_attn.k_proj": "self_attn.k_proj",
+    "self_attn.v_proj": "self_attn.v_proj",
+    "self_attn.out_proj": "self_attn.out_proj",
+    "self_attn_layer_norm": "self_attn_layer_norm",
+    "fc1": "mlp.fc1",
+    "fc2": "mlp.fc2",
+    "final_layer_norm": "final_layer_norm",
+}
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What a fairseq checkpoint holds: `model` and `args` or `cfg`, and more that is left alone.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UnsupportedModelError: if the pickle asks for anything but tensors and plain data; nothing of it is run.
+        ValueError: if the file is truncated, or no checkpoint.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: there is no such checkpoint.")
+    allowed: list[Any] = [argparse.Namespace]
+    allowed += [(type(name, (), {}), f"fairseq.meters.{name}") for name in _METERS]
+    try:
+        with torch.serialization.safe_globals(allowed):
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError, IndexError, OSError) as error:
+        raise _refusal(path, error) from error
+    if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), Mapping):
+        raise ValueError(f"{path}: not a fairseq checkpoint, which would hold 'model' beside 'args' or 'cfg'.")
+    return loaded
+
+
+def _refusal(path: Path, error: Exception) -> Exception:
+    """One sentence for what torch says in many."""
+    message = str(error)
+    if "omegaconf" in message:
+        return UnsupportedModelError(
+            f"{path}: its options are pickled omegaconf objects (fairseq from October 2020 to March 2021), which are not "
+            "read; load it with a later fairseq and save it again, which makes them plain."
+        )
+    if names := re.findall(r"(?:GLOBAL|Unsupported global:|class) ([\w.]+\.[\w.]+)", message):
+        return UnsupportedModelError(
+            f"{path}: asks for {names[0]}, which a checkpoint of this model has no need of; it was not loaded, for a "
+            "pickle can run any program."
+        )
+    if tarfile.is_tarfile(path):
+        return ValueError(f"{path}: an archive; unpack it and name the model.pt in it.")
+    return ValueError(f"{path}: truncated, or no PyTorch checkpoint; fetch it again.")
+
+
+def final_norm_is_dropped(state: Mapping[str, Tensor]) -> bool:
+    """Whether fairseq drops the final norm of a checkpoint so old (`decoder.version` missing or at most 2)."""
+    version = state.get("decoder.version")
+    return version is None or float(version.reshape(-1)[0]) <= 2
+
+
+def count_words(state: Mapping[str, Tensor]) -> int:
+    """Number of word vectors in a checkpoint, over all bands.
+
+    Raises:
+        UnsupportedModelError: if it has no adaptive input.
+    """
+    tables = [t for name, t in state.items() if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)]
+    if not tables:
+        raise UnsupportedModelError("the checkpoint has no adaptive input (decoder.embed_tokens.embeddings): not covered.")
+    return sum(len(table) for table in tables)
+
+
+def convert_state(
+    state: Mapping[str, Tensor], config: Baevski18Config, dtype: torch.dtype = torch.float32
+) -> dict[str, Tensor]:
+    """A checkpoint's tensors by the names of `modeling.py`: each used once, a copy checked equal, or ignored by name.
+
+    Raises:
+        UnsupportedModelError: for a final norm.
+        ValueError: listing every tensor that is missing, left over or of another shape, and copies of a tied tensor that
+            differ.
+    """
+    tensors = _upgraded(state)
+    if finals := [name for name in tensors if name.startswith("layer_norm.")]:
+        raise UnsupportedModelError(f"the checkpoint has a final norm ({finals[0]}): not Baevski & Auli's model.")
+    wanted, copies = _table(config), _tied(config)
+    problems = [f"{name} is missing" for name in wanted if name not in tensors]
+    problems += [f"{name} is not known" for name in tensors if name not in wanted and name not in copies]
+    for name, (_, shape) in wanted.items():
+        if name in tensors and tuple(tensors[name].shape) != shape:
+            problems.append(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
+        if name in tensors and not tensors[name].is_floating_point():
+            problems.append(f"{name} holds {tensors[name].dtype}, not floating-point numbers")
+    if not problems:
+        problems += [
+            f"{copy} differs from {original}, to which it is tied"
+            for copy, original in copies.items()
+            if copy in tensors and not _same(tensors[copy], tensors[original])
+        ]
+    if problems:
+        more = f", and {len(problems) - 5} more of the kind" if len(problems) > 5 else ""
+        raise ValueError(f"the checkpoint's tensors are not those of its options: {'; '.join(problems[:5])}{more}.")
+    return {own: tensors[name].detach().to(dtype).contiguous() for name, (own, _) in wanted.items()}
+
+
+def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Names of today for those of 2018 and 2019, as fairseq upgrades them on load; `decoder.` and buffers dropped."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"the checkpoint's {name} is a {type(tensor).__name__}, not a tensor.")
+        if not name.startswith("decoder."):
+            raise UnsupportedModelError(f"the checkpoint has {name}, which is outside a decoder: not a language model.")
+        name = name.removeprefix("decoder.")
+        if _BUFFERS.fullmatch(name) or (name == _CLASSES and not len(tensor)):  # no classes where there is one band
+            continue
+        if fused := re.fullmatch(r"(layers\.\d+\.self_attn)\.in_proj_(weight|bias)", name):
+            if len(tensor) % 3:
+                raise ValueError(f"the checkpoint's {name} has {len(tensor)} rows, not those of q, k and v.")
+            # Copies, so that the three do not keep one another's memory.
+            for kind, rows in zip("qkv", tensor.chunk(3), strict=True):
+                tensors[f"{fused[1]}.{kind}_proj.{fused[2]}"] = rows.clone()
+            continue
+        for old, new in _OLD_NORMS.items():
+            name = name.replace(f".{old}.", f".{new}.")
+        if name in tensors:
+            raise ValueError(f"the checkpoint holds {name} twice, by its old name and by its new one.")
+        tensors[name] = tensor
+    return tensors
+
+
+def _table(config: Baevski18Config) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """fairseq's name -> our name and the shape, for every tensor that is used."""
+    d, names = config.d_model, {}
+    for b, band in enumerate(config.bands):
+        names[f"embed_tokens.embeddings.{b}.0.weight"] = (f"embed_tokens.words.{b}.weight", (band.size, band.width))
+        names[f"embed_tokens.embeddings.{b}.1.weight"] = (f"embed_tokens.projections.{b}.weight", (d, band.width))
+    shapes = {"fc1": (config.d_mlp, d), "fc2": (d, config.d_mlp)}
+    for layer in range(config.n_layers):
+        for theirs, ours in _LAYER.items():
+            shape = (d,) if "norm" in theirs else shapes.get(theirs, (d, d))
+            for kind, size in (("weight", shape), ("bias", shape[:1])):
+                names[f"layers.{layer}.{theirs}.{kind}"] = (f"layers.{layer}.{ours}.{kind}", size)
+    tails = config.bands[1:]
+    if tails:
+        names[_CLASSES] = ("lm_head.classes.weight", (len(tails), d))
+    if not config.tied_projections:
+        for i, band in enumerate(tails):
+            names[f"adaptive_softmax.tail.{i}.0.weight"] = (f"lm_head.projections.{i}.weight", (band.width, d))
+    return names
+
+
+def _tied(config: Baevski18Config) -> dict[str, str]:
+    """Copies of tied tensors: fairseq's name of the copy -> of the original."""
+    copies = {"adaptive_softmax.head.word_proj.weight": "embed_tokens.embeddings.0.0.weight"}
+    for i in range(len(config.bands) - 1):
+        copies[f"adaptive_softmax.tail.{i}.2.weight"] = f"embed_tokens.embeddings.{i + 1}.0.weight"
+        if config.tied_projections:
+            copies[f"adaptive_softmax.tail.{i}.0.weight"] = f"embed_tokens.embeddings.{i + 1}.1.weight"
+    return copies
+
+
+def _same(copy: Tensor, original: Tensor) -> bool:
+    """Equal, NaN included; a copy that shares its storage is not compared."""
+    if copy.shape != original.shape:
+        return False
+    if copy.data_ptr() == original.data_ptr() and copy.stride() == original.stride():
+        return True
+    return torch.allclose(copy.to(original.dtype), original, rtol=0, atol=0, equal_nan=True)

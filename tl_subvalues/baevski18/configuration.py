@@ -1,0 +1,107 @@
+"""The shape of one of Baevski & Auli's language models (arXiv 1809.10853), in TransformerLens's words."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Band:
+    """One piece of the vocabulary, word ids start to stop - 1, and the width of its word vectors."""
+
+    start: int
+    stop: int
+    width: int
+
+    @property
+    def size(self) -> int:
+        """Number of words."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Baevski18Config:
+    """Sizes of a model; the defaults are those of `transformer_lm.wiki103.adaptive` (246,933,504 parameters).
+
+    Attributes:
+        cutoffs: where bands of the vocabulary end; if the last is below `d_vocab`, one more band goes on to there.
+        factor: band b's word vectors have width floor(d_model / factor**b).
+        tied_projections: whether the output reads a band through the transpose of its input projection (band 0 never
+            does), or through a projection of its own.
+        bos_token: what a text starts with: `</s>` unless the model was trained with `add_bos_token`.
+
+    Raises:
+        ValueError: if the sizes do not go together.
+    """
+
+    n_layers: int = 16
+    n_heads: int = 8
+    d_model: int = 1024
+    d_mlp: int = 4096
+    d_vocab: int = 267_744
+    cutoffs: tuple[int, ...] = (20_000, 60_000)
+    factor: float = 4.0
+    n_ctx: int = 3072
+    tied_projections: bool = True
+    bos_token: str = "</s>"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cutoffs", tuple(self.cutoffs))
+        for name in ("n_layers", "n_heads", "d_model", "d_mlp", "d_vocab", "n_ctx"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is a positive whole number, got {value!r}.")
+        if self.d_model % self.n_heads:
+            raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}.")
+        ends = [0, *self.cutoffs]
+        if len(ends) < 2 or any(a >= b for a, b in zip(ends, ends[1:], strict=False)) or ends[-1] > self.d_vocab:
+            raise ValueError(
+                f"cutoffs {self.cutoffs} are to rise from above 0 to at most the {self.d_vocab} words of the vocabulary."
+            )
+        if not self.factor > 0 or any(band.width < 1 for band in self.bands):
+            raise ValueError(
+                f"factor {self.factor} leaves a band of {len(self.bands)} without a width: d_model is {self.d_model}."
+            )
+        if self.bos_token not in ("</s>", "<s>"):
+            raise ValueError(f"bos_token is '</s>' or '<s>', got {self.bos_token!r}.")
+
+    @property
+    def d_head(self) -> int:
+        """Width of one attention head."""
+        return self.d_model // self.n_heads
+
+    @property
+    def bands(self) -> tuple[Band, ...]:
+        """The vocabulary's bands, most frequent words first."""
+        ends = [*self.cutoffs] if self.cutoffs[-1] == self.d_vocab else [*self.cutoffs, self.d_vocab]
+        starts = [0, *ends[:-1]]
+        return tuple(
+            Band(start, stop, int(self.d_model // self.factor**b))
+            for b, (start, stop) in enumerate(zip(starts, ends, strict=True))
+        )
+
+    @property
+    def n_parameters(self) -> int:
+        """Number of parameters, each tied one counted once."""
+        d, tails = self.d_model, self.bands[1:]
+        words = sum(band.size * band.width + d * band.width for band in self.bands)
+        untied = 0 if self.tied_projections else sum(d * band.width for band in tails)
+        layer = 4 * (d * d + d) + 2 * d * self.d_mlp + self.d_mlp + d + 4 * d
+        return words + untied + len(tails) * d + self.n_layers * layer
+
+
+def config(**overrides: Any) -> Baevski18Config:
+    """The full-size configuration, with these fields changed.
+
+    Raises:
+        ValueError: for a field that there is not, or sizes that do not go together.
+    """
+    known = [field.name for field in dataclasses.fields(Baevski18Config)]
+    unknown = [name for name in overrides if name not in known]
+    if unknown:
+        raise ValueError(f"no such field: {', '.join(unknown)}; the fields are {', '.join(known)}.")
+    if "cutoffs" in overrides:
+        overrides["cutoffs"] = tuple(int(cutoff) for cutoff in overrides["cutoffs"])
+    if "factor" in overrides:
+        overrides["factor"] = float(overrides["factor"])
+    return Baevski18Config(**overrides)

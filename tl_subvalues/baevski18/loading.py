@@ -1,0 +1,149 @@
+"""Loading the model: from a fairseq checkpoint and its dict.txt, or from a folder that `convert` wrote."""
+
+import dataclasses
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tl_subvalues.baevski18.checkpoint import convert_state, count_words, final_norm_is_dropped, read_checkpoint
+from tl_subvalues.baevski18.configuration import Baevski18Config, config
+from tl_subvalues.baevski18.dictionary import make_tokenizer, read_dictionary
+from tl_subvalues.baevski18.modeling import ARCHITECTURE, Baevski18ForCausalLM, HFConfig
+from tl_subvalues.baevski18.options import config_of, options_of
+from tl_subvalues.errors import UnknownWordsWarning
+
+NAME = "transformer_lm.wiki103.adaptive"
+_CONFIG, _WEIGHTS, _DICTIONARY = "config.json", "model.safetensors", "dict.txt"
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a model is made of, read and checked."""
+
+    config: Baevski18Config
+    words: list[str]
+    state: dict[str, Tensor]
+
+
+def load(
+    checkpoint: str | Path,
+    dictionary: str | Path | None = None,
+    *,
+    device: Any = None,
+    dtype: torch.dtype = torch.float32,
+    hooked: bool = False,
+) -> Any:
+    """Baevski & Auli's model, ready to trace: a TransformerBridge with a tokenizer of its dictionary.
+
+    Its logits are the log-probabilities of its adaptive softmax.
+
+    Args:
+        checkpoint: a fairseq checkpoint (`model.pt` of the published archive), or a folder: one that `convert` wrote, or
+            the unpacked archive, with model.pt and dict.txt in it.
+        dictionary: the checkpoint's dict.txt; for a folder, the one in it unless another is named.
+        device: where to put it; None is a GPU if there is one.
+        dtype: of the weights.
+        hooked: a HookedTransformer instead, on TransformerLens 3.
+
+    Raises:
+        UnsupportedModelError: for a checkpoint of another architecture, or one that would have to be run to be read.
+        FileNotFoundError: if a file is not there.
+        ValueError: for files that are truncated, or do not go together.
+    """
+    parts = read(checkpoint, dictionary, dtype)
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    tokenizer = make_tokenizer(parts.words, bos_token=parts.config.bos_token, n_ctx=parts.config.n_ctx)
+    model = build(parts.config, parts.state).to(device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownWordsWarning)  # TransformerLens tries the tokenizer on an "a"
+        if hooked:
+            from tl_subvalues.baevski18.hooked import boot_hooked
+
+            return boot_hooked(model, tokenizer, NAME)
+        from tl_subvalues.baevski18.bridge import boot_bridge
+
+        return boot_bridge(model, tokenizer, NAME)
+
+
+def convert(checkpoint: str | Path, dictionary: str | Path, out: str | Path) -> None:
+    """Write a fairseq checkpoint as a folder of safetensors, configuration and dictionary, which holds no pickle.
+
+    Raises:
+        FileExistsError: if the folder is there and not empty.
+        UnsupportedModelError, FileNotFoundError, ValueError: as `load`.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out}: is there already; name a new folder.")
+    parts = read(checkpoint, dictionary)
+    out.mkdir(parents=True, exist_ok=True)
+    fields = {"model_type": HFConfig.model_type, "architectures": [ARCHITECTURE], **dataclasses.asdict(parts.config)}
+    (out / _CONFIG).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
+    shutil.copyfile(dictionary, out / _DICTIONARY)
+    save_file(parts.state, out / _WEIGHTS, {"format": "pt"})
+
+
+def read(checkpoint: str | Path, dictionary: str | Path | None, dtype: torch.dtype = torch.float32) -> Parts:
+    """Configuration, words and weights, from any of the forms that `load` takes."""
+    checkpoint = Path(checkpoint)
+    if checkpoint.is_dir():
+        dictionary = dictionary or checkpoint / _DICTIONARY
+        if (checkpoint / _CONFIG).is_file():
+            return _read_converted(checkpoint, dictionary, dtype)
+        checkpoint = checkpoint / "model.pt"
+    if dictionary is None:
+        raise ValueError(f"{checkpoint}: a checkpoint needs its dictionary; name the dict.txt of the same archive.")
+    words = read_dictionary(dictionary)
+    loaded = read_checkpoint(checkpoint)
+    state = loaded.pop("model")
+    shape = config_of(options_of(loaded), count_words(state), drops_final_norm=final_norm_is_dropped(state))
+    del loaded  # an optimizer's state may be as large as the model
+    _require_as_many(words, shape, dictionary)
+    return Parts(shape, words, convert_state(state, shape, dtype))
+
+
+def build(shape: Baevski18Config, state: dict[str, Tensor]) -> Baevski18ForCausalLM:
+    """The module around these tensors, none of them copied; it is in evaluation mode."""
+    with torch.device("meta"):
+        model = Baevski18ForCausalLM(HFConfig(shape))
+    model.load_state_dict(state, assign=True)
+    weight = model.embed_tokens.words[0].weight
+    model.embed_positions.reset(weight.device, weight.dtype)
+    return model.eval()
+
+
+def _read_converted(folder: Path, dictionary: str | Path, dtype: torch.dtype) -> Parts:
+    try:
+        fields = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{folder / _CONFIG}: not JSON; convert the checkpoint again.") from error
+    if not isinstance(fields, dict) or fields.get("model_type") != HFConfig.model_type:
+        raise ValueError(f"{folder}: not a folder that 'tl-subvalues convert' wrote.")
+    shape = config(**{name: value for name, value in fields.items() if name not in ("model_type", "architectures")})
+    words = read_dictionary(dictionary)
+    _require_as_many(words, shape, dictionary)
+    try:
+        state = load_file(folder / _WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{folder / _WEIGHTS}: missing or truncated; convert the checkpoint again.") from error
+    with torch.device("meta"):
+        wanted = Baevski18ForCausalLM(HFConfig(shape)).state_dict()
+    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if found != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
+        raise ValueError(f"{folder}: {_WEIGHTS} does not go with {_CONFIG}; convert the checkpoint again.")
+    return Parts(shape, words, {name: tensor.to(dtype) for name, tensor in state.items()})
+
+
+def _require_as_many(words: list[str], shape: Baevski18Config, dictionary: str | Path) -> None:
+    if len(words) != shape.d_vocab:
+        raise ValueError(
+            f"{dictionary}: {len(words)} words (4 special ones included), where the checkpoint has {shape.d_vocab}; take "
+            "the dict.txt of the same archive."
+        )
