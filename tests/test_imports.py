@@ -10,14 +10,16 @@ import tl_subvalues
 
 ROOT = Path(tl_subvalues.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
-OUTSIDE = {name: tree for name, tree in SOURCES.items() if not name.startswith("model_view/")}
+# Where TransformerLens is known: the model view, and the two files that make Baevski & Auli's model one of its own.
+TRANSFORMER_LENS = ("model_view/", "baevski18/bridge.py", "baevski18/hooked.py")
+OUTSIDE = {name: tree for name, tree in SOURCES.items() if not name.startswith(TRANSFORMER_LENS)}
 
 # model view -> decomposition -> readout -> importance -> search -> trace -> command line. A module imports only from
 # lines above its own (within a line: from nothing); a new module takes its place here.
 ORDER = [
     ["errors", "labels", "norms", "blocks"],
     ["softmax"],
-    ["model_view"],
+    ["model_view", "baevski18"],
     ["models", "readout", "subvalues"],
     ["importance", "sites", "bounds"],
     ["search", "subkeys", "components"],
@@ -34,6 +36,19 @@ ORDER = [
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
 ROOM = ["host", "weights", "view", "activations", "completeness"]
+# The same within baevski18.
+BAEVSKI18 = [
+    "configuration",
+    "options",
+    "checkpoint",
+    "dictionary",
+    "adaptive",
+    "modeling",
+    "bridge",
+    "hooked",
+    "loading",
+    "__init__",
+]
 
 # What only TransformerLens's releases have names for.
 FOREIGN_NAMES = {"TransformerBridge", "HookedTransformer", "HookedTransformerConfig", "ActivationCache"}
@@ -78,8 +93,8 @@ def own_modules(tree: ast.AST) -> set[str]:
         inside = parts[1:]
         if not inside or not ((ROOT / inside[0]).is_dir() or (ROOT / f"{inside[0]}.py").is_file()):
             found.add("__init__")
-        elif inside[0] == "model_view" and len(inside) > 1 and (ROOT / "model_view" / f"{inside[1]}.py").is_file():
-            found.add(f"model_view/{inside[1]}")
+        elif len(inside) > 1 and (ROOT / inside[0] / f"{inside[1]}.py").is_file():
+            found.add(f"{inside[0]}/{inside[1]}")
         else:
             found.add(inside[0])
     return found
@@ -118,14 +133,28 @@ def test_every_module_has_its_place(name):
     assert place[0] in RANK
     if place[0] == "model_view":
         assert place[1] in {*ROOM, "tokens", "__init__"}
+    if place[0] == "baevski18":
+        assert place[1] in BAEVSKI18
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
+@pytest.mark.parametrize("name", [name for name in SOURCES if not name.startswith(("model_view/", "baevski18/"))])
 def test_imports_run_one_way(name):
     """A module imports only what stands before it, from the errors up to the command line."""
-    mine = RANK[name.removesuffix(".py").split("/")[0]]
-    for other in own_modules(OUTSIDE[name]):
+    mine = RANK[name.removesuffix(".py")]
+    for other in own_modules(SOURCES[name]):
         assert RANK[other.split("/")[0]] < mine, f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("baevski18/")])
+def test_baevski18_imports_one_way(name):
+    """Its modules import those before them and what stands before the whole, which the model view does not."""
+    own = BAEVSKI18.index(name.removeprefix("baevski18/").removesuffix(".py"))
+    for other in own_modules(SOURCES[name]):
+        top, _, inner = other.partition("/")
+        if top == "baevski18":
+            assert BAEVSKI18.index(inner or "loading") < own, f"{name} imports {other}"
+        else:
+            assert RANK[top] < RANK["baevski18"], f"{name} imports {other}"
 
 
 @pytest.mark.parametrize("name", [name for name in SOURCES if name.startswith("model_view/")])

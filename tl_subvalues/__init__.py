@@ -3,8 +3,9 @@
 Method: Yu & Ananiadou, "Locating Factual Knowledge in Large Language Models" (arXiv 2312.12141).
 """
 
+from tl_subvalues import baevski18
 from tl_subvalues.batch import TraceBatch, trace_batch
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
 from tl_subvalues.importance import log_prob_increase, prob_increase
 from tl_subvalues.models import load_model
 from tl_subvalues.readout import Readout
@@ -15,8 +16,10 @@ __all__ = [
     "Readout",
     "Trace",
     "TraceBatch",
+    "UnknownWordsWarning",
     "UnsupportedModelError",
     "attn_subvalues",
+    "baevski18",
     "ffn_subvalues",
     "load_model",
     "log_prob_increase",

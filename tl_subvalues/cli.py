@@ -23,7 +23,13 @@ def cli(context: click.Context) -> None:
 @cli.command()
 @click.argument("prompt")
 @click.option("--target", required=True, help="The token to trace: text of exactly one token (mind its leading space).")
-@click.option("--model", "name", default="smollm2-135m", show_default=True, help="Embedded model, hub name or folder.")
+@click.option(
+    "--model",
+    "name",
+    default="smollm2-135m",
+    show_default=True,
+    help="Embedded model, hub name, folder, or baevski18:FOLDER.",
+)
 @click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each table.")
 @click.option("--position", default=-1, show_default=True, help="Where the target is predicted; -1 is the last token.")
 @click.option(
@@ -99,6 +105,22 @@ def trace(
         click.echo(reports.to_text(report), nl=False)
 
 
+@cli.command()
+@click.argument("checkpoint", type=click.Path(exists=True, dir_okay=False))
+@click.argument("dictionary", type=click.Path(exists=True, dir_okay=False), metavar="DICT")
+@click.argument("out", type=click.Path(file_okay=False))
+def convert(checkpoint: str, dictionary: str, out: str) -> None:
+    """Convert Baevski & Auli's model from fairseq's CHECKPOINT and DICT (dict.txt) to the folder OUT.
+
+    OUT holds safetensors, a configuration and the dictionary, and no pickle; trace it with --model baevski18:OUT.
+    """
+    from tl_subvalues import baevski18
+
+    _quieten(progress=False)
+    baevski18.convert(checkpoint, dictionary, out)
+    click.echo(f"Written to {out}; trace it with --model baevski18:{out}", err=True)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point: exit status 0, or 2 with one line on standard error for bad input."""
     try:
@@ -131,7 +153,11 @@ def _quieten(progress: bool) -> None:
 
     from transformers.utils import logging as hf_logging
 
+    from tl_subvalues.errors import UnknownWordsWarning
+
     warnings.filterwarnings("ignore")
+    warnings.filterwarnings("always", category=UnknownWordsWarning)
+    warnings.showwarning = lambda message, *_, **__: click.echo(f"tl-subvalues: {message}", err=True)
     logging.getLogger().setLevel(logging.ERROR)  # TransformerLens warns through the root logger
     hf_logging.set_verbosity_error()
     hide: Any = hf_logging.disable_progress_bar

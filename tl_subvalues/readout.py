@@ -84,7 +84,7 @@ class Readout:
 
     @in_full_precision
     def logits(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
-        """Logits as the model would compute them from this residual stream; of an adaptive softmax, log-probabilities."""
+        """Logits as the model would compute them from this residual stream (an adaptive softmax's are log-probs)."""
         head, *bands = self._softmaxes
         return self.log_probs(residual) if bands else head.logits(self.normed(residual))
 
@@ -201,7 +201,7 @@ class Readout:
     def mean_columns(
         self, log_p: tuple[Float[Tensor, "site _"], ...], token: int
     ) -> tuple[Float[Tensor, "site _"], ...]:
-        """Expected readout columns under each of a word's distributions (`class_log_probs`); `bounded` readouts only."""
+        """Expected readout columns under each of a word's `class_log_probs`; `bounded` readouts only."""
         return tuple(term.softmax.mean_columns(p) for term, p in zip(self.terms(token), log_p, strict=True))
 
     def word_log_prob(self, log_p: tuple[Float[Tensor, "*rest _"], ...], token: int) -> Float[Tensor, "*rest"]:
@@ -234,7 +234,7 @@ class Readout:
         site: Int[Tensor, " j"],
         tokens: Sequence[int],
     ) -> Float[Tensor, "j n"]:
-        """`log_mean_exp` of multiples[j, i] * lin[i] for the word tokens[site[j]] under its distributions log_p[site[j]].
+        """`log_mean_exp` of multiples[j, i] * lin[i] for the word tokens[site[j]] under log_p[site[j]].
 
         One product with each softmax's classes for all words that it matters to. NaN where the sum is not to be
         trusted. Affine readouts only.
@@ -267,7 +267,8 @@ class Readout:
         return _sum([term.softmax.log_prob(normed, term.index) for term in self.terms(token)])
 
     def _make_softmaxes(self) -> list[Softmax]:
-        pieces, where = self._pieces, {"dtype": self._dtype, "device": self._device}
+        pieces = self._pieces
+        where: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
         if not pieces.softmaxes:
             closed = ClosedSoftmax(
                 pieces.unembed, pieces.d_vocab, factor=pieces.factor, soft_cap=pieces.soft_cap, **where

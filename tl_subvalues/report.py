@@ -16,6 +16,7 @@ from rich.text import Text
 
 from tl_subvalues.components import coefficients_of
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view import decode_text
 from tl_subvalues.trace import Trace
 
 # Raised whenever a key is renamed, removed or changes its meaning; new keys may come without it.
@@ -58,6 +59,7 @@ class Report:
     """What was asked, what came out, and the top of each table with the words that each row writes."""
 
     model: str
+    prompt: str
     scale: str
     tokens: list[str]
     position: int
@@ -96,6 +98,7 @@ def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool 
         notes.append(str(error))
     return Report(
         model=model,
+        prompt=decode_text(trace.run.view, trace.tokens.tolist()),
         scale=trace.scale,
         tokens=trace.str_tokens,
         position=trace.position,
@@ -187,10 +190,9 @@ def _with_words(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _headline(report: Report) -> str:
-    prompt = "".join(report.tokens)
     positions = "  ".join(f"{i}:{token!r}" for i, token in enumerate(report.tokens))
     return (
-        f"{report.model}: {prompt!r} -> {report.target!r}\n"
+        f"{report.model}: {report.prompt!r} -> {report.target!r}\n"
         f"positions  {positions}\n"
         f"log p = {report.log_prob:.3f}, p = {report.prob:.1%}, rank {report.rank}, read at position {report.position} "
         f"({report.scale} scale)\n"

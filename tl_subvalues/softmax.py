@@ -1,9 +1,9 @@
 """One softmax over classes: what a word's log-probability is made of, read in blocks.
 
-logits = cap * tanh(factor * ((y into) W + b) / cap), with y the normed residual stream, W one column a class, and a factor
-or a soft cap where the model has one. Most models have one softmax, over all words, and no `into`. An adaptive softmax has
-one over its head (frequent words, and a class for each band of rarer words) and one in each band, whose columns lie in a
-smaller space that `into` leads to; a rare word's log-probability is the sum of two log-softmaxes.
+logits = cap * tanh(factor * ((y into) W + b) / cap), with y the normed residual stream, W one column a class, and a
+factor or a soft cap where the model has one. Most models have one softmax, over all words, and no `into`. An adaptive
+softmax has one over its head (frequent words, and a class for each band of rarer words) and one in each band, whose
+columns lie in a smaller space that `into` leads to; a rare word's log-probability is the sum of two log-softmaxes.
 """
 
 from collections.abc import Callable, Iterator
@@ -169,7 +169,7 @@ class Softmax:
         return covectors if self._columns.into is None else covectors @ self._cast(self._columns.into).T
 
     def _rows(self, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "padded width"]:
-        """Vectors in the columns' space, filled up to whole blocks (and led there block by block, for the same bits)."""
+        """Vectors in the columns' space, filled up to whole blocks (and led there in blocks, for the same bits)."""
         rows = padded(vectors, self.block_sizes[0])
         if self._columns.into is None or not len(rows):
             return self.inside(rows)
@@ -236,7 +236,7 @@ class Softmax:
 
 
 class ClosedSoftmax(Softmax):
-    """A softmax over the logits of a module that can only be called: neither columns nor bounds, and no blocks of words."""
+    """A softmax over the logits of a module that can only be called: no columns, no bounds, all words at once."""
 
     def __init__(
         self,

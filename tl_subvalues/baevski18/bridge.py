@@ -19,6 +19,7 @@ from transformer_lens.model_bridge.generalized_components import (
     PosEmbedBridge,
     UnembeddingBridge,
 )
+from transformer_lens.model_bridge.generalized_components.base import GeneralizedComponent
 from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_from_module
 
 from tl_subvalues.baevski18.modeling import ARCHITECTURE, Baevski18ForCausalLM
@@ -35,8 +36,10 @@ class HookedAttention(AttentionBridge):
 
     def forward(self, hidden_states: Tensor, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """The output and the pattern."""
-        output, pattern = self.original_component(
-            self.hook_in(hidden_states), on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern, **kwargs
+        attention: Any = self.original_component
+        hidden_states = self.hook_in(hidden_states)
+        output, pattern = attention(
+            hidden_states, on_scores=self.hook_attn_scores, on_pattern=self.hook_pattern, **kwargs
         )
         return self.hook_out(output), pattern
 
@@ -58,10 +61,18 @@ class Baevski18ArchitectureAdapter(ArchitectureAdapter):
         self.cfg.uses_rms_norm = False
         self.cfg.default_prepend_bos = True
         self.weight_processing_conversions = {}
-        norm = {"config": self.cfg, "use_native_layernorm_autograd": True}
-        attention = {name[0]: LinearBridge(name=name) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
-        feed_forward = {"in": LinearBridge(name="fc1"), "out": LinearBridge(name="fc2")}
-        block = {
+        norm: dict[str, Any] = {"config": self.cfg, "use_native_layernorm_autograd": True}
+        attention: dict[str, GeneralizedComponent] = {
+            "q": LinearBridge(name="q_proj"),
+            "k": LinearBridge(name="k_proj"),
+            "v": LinearBridge(name="v_proj"),
+            "o": LinearBridge(name="out_proj"),
+        }
+        feed_forward: dict[str, GeneralizedComponent] = {
+            "in": LinearBridge(name="fc1"),
+            "out": LinearBridge(name="fc2"),
+        }
+        block: dict[str, GeneralizedComponent] = {
             "ln1": NormalizationBridge(name="self_attn_layer_norm", **norm),
             "attn": HookedAttention(name="self_attn", config=self.cfg, submodules=attention),
             "ln2": NormalizationBridge(name="final_layer_norm", **norm),

@@ -69,8 +69,8 @@ def _refusal(path: Path, error: Exception) -> Exception:
     message = str(error)
     if "omegaconf" in message:
         return UnsupportedModelError(
-            f"{path}: its options are pickled omegaconf objects (fairseq from October 2020 to March 2021), which are not "
-            "read; load it with a later fairseq and save it again, which makes them plain."
+            f"{path}: its options are pickled omegaconf objects (fairseq from October 2020 to March 2021), which are "
+            "not read; load it with a later fairseq and save it again, which makes them plain."
         )
     if names := re.findall(r"(?:GLOBAL|Unsupported global:|class) ([\w.]+\.[\w.]+)", message):
         return UnsupportedModelError(
@@ -94,9 +94,13 @@ def count_words(state: Mapping[str, Tensor]) -> int:
     Raises:
         UnsupportedModelError: if it has no adaptive input.
     """
-    tables = [t for name, t in state.items() if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)]
+    tables = [
+        t for name, t in state.items() if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)
+    ]
     if not tables:
-        raise UnsupportedModelError("the checkpoint has no adaptive input (decoder.embed_tokens.embeddings): not covered.")
+        raise UnsupportedModelError(
+            "the checkpoint has no adaptive input (decoder.embed_tokens.embeddings): not covered."
+        )
     return sum(len(table) for table in tables)
 
 
@@ -107,8 +111,8 @@ def convert_state(
 
     Raises:
         UnsupportedModelError: for a final norm.
-        ValueError: listing every tensor that is missing, left over or of another shape, and copies of a tied tensor that
-            differ.
+        ValueError: listing the tensors that are missing, left over or of another shape, or that differ from what they
+            are tied to.
     """
     tensors = _upgraded(state)
     if finals := [name for name in tensors if name.startswith("layer_norm.")]:
@@ -160,15 +164,16 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _table(config: Baevski18Config) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """fairseq's name -> our name and the shape, for every tensor that is used."""
-    d, names = config.d_model, {}
+    """From fairseq's name to our name and the shape, for every tensor that is used."""
+    d = config.d_model
+    names: dict[str, tuple[str, tuple[int, ...]]] = {}
     for b, band in enumerate(config.bands):
         names[f"embed_tokens.embeddings.{b}.0.weight"] = (f"embed_tokens.words.{b}.weight", (band.size, band.width))
         names[f"embed_tokens.embeddings.{b}.1.weight"] = (f"embed_tokens.projections.{b}.weight", (d, band.width))
-    shapes = {"fc1": (config.d_mlp, d), "fc2": (d, config.d_mlp)}
+    shapes: dict[str, tuple[int, ...]] = {"fc1": (config.d_mlp, d), "fc2": (d, config.d_mlp)}
     for layer in range(config.n_layers):
         for theirs, ours in _LAYER.items():
-            shape = (d,) if "norm" in theirs else shapes.get(theirs, (d, d))
+            shape: tuple[int, ...] = (d,) if "norm" in theirs else shapes.get(theirs, (d, d))
             for kind, size in (("weight", shape), ("bias", shape[:1])):
                 names[f"layers.{layer}.{theirs}.{kind}"] = (f"layers.{layer}.{ours}.{kind}", size)
     tails = config.bands[1:]

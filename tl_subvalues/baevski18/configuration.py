@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 
@@ -54,10 +55,8 @@ class Baevski18Config:
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}.")
         ends = [0, *self.cutoffs]
-        if len(ends) < 2 or any(a >= b for a, b in zip(ends, ends[1:], strict=False)) or ends[-1] > self.d_vocab:
-            raise ValueError(
-                f"cutoffs {self.cutoffs} are to rise from above 0 to at most the {self.d_vocab} words of the vocabulary."
-            )
+        if len(ends) < 2 or any(a >= b for a, b in pairwise(ends)) or ends[-1] > self.d_vocab:
+            raise ValueError(f"cutoffs {self.cutoffs} are to rise from above 0 to at most d_vocab, {self.d_vocab}.")
         if not self.factor > 0 or any(band.width < 1 for band in self.bands):
             raise ValueError(
                 f"factor {self.factor} leaves a band of {len(self.bands)} without a width: d_model is {self.d_model}."

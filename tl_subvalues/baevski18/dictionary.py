@@ -82,17 +82,19 @@ class WikiTextTokenizer(PreTrainedTokenizerFast):
 
 
 def make_tokenizer(words: list[str], *, bos_token: str = "</s>", n_ctx: int | None = None) -> WikiTextTokenizer:
-    """A tokenizer with these words in order of their ids; it puts `bos_token` before a text and reads a newline as `</s>`."""
+    """A tokenizer with these words in order of their ids; `bos_token` goes before a text, and a newline is `</s>`."""
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     backend.normalizer = Sequence([Replace("\n", " </s> "), Replace(Regex(_SEPARATORS), " ")])
     backend.pre_tokenizer = WhitespaceSplit()
     backend.post_processor = TemplateProcessing(
-        single=f"{bos_token} $A", pair=f"{bos_token} $A {bos_token} $B", special_tokens=[(bos_token, words.index(bos_token))]
+        single=f"{bos_token} $A",
+        pair=f"{bos_token} $A {bos_token} $B",
+        special_tokens=[(bos_token, words.index(bos_token))],
     )
     specials = {name: AddedToken(word, single_word=True) for name, word in _roles(bos_token).items()}
     return WikiTextTokenizer(
         tokenizer_object=backend,
-        name_or_path="baevski18",  # which TransformerLens looks for, and would read the tokenizer from if it added no BOS
+        name_or_path="baevski18",  # TransformerLens looks for one, and would read there a tokenizer that adds no BOS
         add_bos_token=True,
         clean_up_tokenization_spaces=False,
         model_max_length=n_ctx or int(1e30),

@@ -45,8 +45,8 @@ def load(
     Its logits are the log-probabilities of its adaptive softmax.
 
     Args:
-        checkpoint: a fairseq checkpoint (`model.pt` of the published archive), or a folder: one that `convert` wrote, or
-            the unpacked archive, with model.pt and dict.txt in it.
+        checkpoint: a fairseq checkpoint (`model.pt` of the published archive), or a folder: one that `convert` wrote,
+            or the unpacked archive, with model.pt and dict.txt in it.
         dictionary: the checkpoint's dict.txt; for a folder, the one in it unless another is named.
         device: where to put it; None is a GPU if there is one.
         dtype: of the weights.
@@ -114,7 +114,7 @@ def build(shape: Baevski18Config, state: dict[str, Tensor]) -> Baevski18ForCausa
     with torch.device("meta"):
         model = Baevski18ForCausalLM(HFConfig(shape))
     model.load_state_dict(state, assign=True)
-    weight = model.embed_tokens.words[0].weight
+    weight: Tensor = model.embed_tokens.words[0].weight
     model.embed_positions.reset(weight.device, weight.dtype)
     return model.eval()
 
@@ -144,6 +144,6 @@ def _read_converted(folder: Path, dictionary: str | Path, dtype: torch.dtype) ->
 def _require_as_many(words: list[str], shape: Baevski18Config, dictionary: str | Path) -> None:
     if len(words) != shape.d_vocab:
         raise ValueError(
-            f"{dictionary}: {len(words)} words (4 special ones included), where the checkpoint has {shape.d_vocab}; take "
-            "the dict.txt of the same archive."
+            f"{dictionary}: {len(words)} words (4 special ones included), where the checkpoint has {shape.d_vocab}; "
+            "take the dict.txt of the same archive."
         )

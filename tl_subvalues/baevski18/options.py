@@ -1,7 +1,7 @@
 """fairseq's options of a checkpoint, as a configuration: each is used, ignored by name, or refused.
 
-Sources: fairseq's `transformer_lm` and its command lines of spring 2019, May 2020 and since October 2020, whose names for
-the same thing differ.
+Sources: fairseq's `transformer_lm` and its command lines of spring 2019, May 2020 and since October 2020, whose names
+for the same thing differ.
 """
 
 import argparse
@@ -80,7 +80,17 @@ IGNORED = {
     "arch",
 }
 # What an option of the architecture is called like; any other name is one of training, data or logging.
-_ARCHITECTURAL = ("decoder_", "adaptive_", "tie_", "no_tie_", "share_", "scale_", "layernorm_", "no_decoder_", "no_scale_")
+_ARCHITECTURAL = (
+    "decoder_",
+    "adaptive_",
+    "tie_",
+    "no_tie_",
+    "share_",
+    "scale_",
+    "layernorm_",
+    "no_decoder_",
+    "no_scale_",
+)
 
 
 def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -106,7 +116,9 @@ def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     else:
         raise ValueError("the checkpoint has neither 'args' nor 'cfg', so its sizes are not known; was it re-saved?")
     if isinstance(name, str) and not name.startswith("transformer_lm"):
-        raise UnsupportedModelError(f"the checkpoint is of a {name!r}, not of a transformer_lm: only those can be loaded.")
+        raise UnsupportedModelError(
+            f"the checkpoint is of a {name!r}, not of a transformer_lm: only those can be loaded."
+        )
     return options
 
 
@@ -126,7 +138,9 @@ def config_of(options: Mapping[str, Any], d_vocab: int, *, drops_final_norm: boo
     d_model = _number(options, "decoder_embed_dim")
     for name in ("decoder_input_dim", "decoder_output_dim"):
         if options.get(name) not in (None, d_model):
-            raise UnsupportedModelError(f"{name} is {options[name]}, other than decoder_embed_dim {d_model}: not covered.")
+            raise UnsupportedModelError(
+                f"{name} is {options[name]}, other than decoder_embed_dim {d_model}: not covered."
+            )
     cutoffs = _cutoffs(options.get("adaptive_input_cutoff"), "adaptive_input_cutoff")
     factor = float(_default(options, "adaptive_input_factor", 4.0))
     if _cutoffs(options.get("adaptive_softmax_cutoff"), "adaptive_softmax_cutoff") != cutoffs:

@@ -14,7 +14,7 @@ from tl_subvalues.model_view.completeness import (
     check_value_keys,
 )
 from tl_subvalues.model_view.host import boot_bridge
-from tl_subvalues.model_view.tokens import decode_each, prompt_tokens, resolve_target
+from tl_subvalues.model_view.tokens import decode_each, decode_text, prompt_tokens, resolve_target
 from tl_subvalues.model_view.view import ModelView, view_of
 from tl_subvalues.model_view.weights import FFN, Attention, Layer, ReadoutPieces
 
@@ -32,6 +32,7 @@ __all__ = [
     "check_run",
     "check_value_keys",
     "decode_each",
+    "decode_text",
     "prompt_tokens",
     "resolve_target",
     "view_of",

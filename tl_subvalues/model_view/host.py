@@ -214,8 +214,8 @@ def logit_transform(model: Any) -> tuple[float, float | None]:
 def softmaxes(model: Any) -> tuple[Columns, ...]:
     """The weights of the softmaxes that words' log-probabilities are made of, as `ReadoutPieces` holds them.
 
-    One where unembed(y) is y @ W_U + b_U with weights that can be read; several where the unembedding says so itself, by
-    a method `softmaxes` (an adaptive softmax, whose output is log-probabilities); none where it can only be called.
+    One where unembed(y) is y @ W_U + b_U with weights that can be read; several where the unembedding says so itself,
+    by a method `softmaxes` (an adaptive softmax, whose output is log-probabilities); none where it can only be called.
     """
     unembed = model.unembed
     wrapped = getattr(unembed, "original_component", None)

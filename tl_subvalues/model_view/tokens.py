@@ -1,5 +1,6 @@
 """Prompts and targets: text or token ids in, checked token ids out."""
 
+import warnings
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_subvalues.errors import UnknownWordsWarning
 from tl_subvalues.model_view.view import ModelView
 
 
@@ -43,13 +45,16 @@ def resolve_target(view: ModelView, target: Any) -> int:
     """The id of a target given as an id or as text of exactly one token.
 
     Raises:
-        ValueError: for text of no or several tokens (its pieces are shown), an id outside the vocabulary, or
-            anything else.
+        ValueError: for text of no or several tokens (its pieces are shown) or of a word that the vocabulary lacks, an
+            id outside the vocabulary, or anything else.
     """
     if isinstance(target, str):
-        ids = _encode(view, target, prepend_bos=False).tolist()
-        if len(ids) != 1:
-            raise ValueError(_not_one_token(view, target, ids))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UnknownWordsWarning)  # an unknown target is an error
+            ids = _encode(view, target, prepend_bos=False).tolist()
+            if len(ids) != 1:
+                raise ValueError(_not_one_token(view, target, ids))
+        _require_known(view, target, int(ids[0]))
         return int(ids[0])
     if isinstance(target, Tensor) and target.numel() == 1 and not (target.is_floating_point() or target.is_complex()):
         target = target.item()
@@ -65,6 +70,15 @@ def decode_each(view: ModelView, ids: Sequence[int]) -> list[str]:
     if tokenizer is None:
         return [f"<{i}>" for i in ids]
     return [tokenizer.decode([int(i)], clean_up_tokenization_spaces=False) for i in ids]
+
+
+def decode_text(view: ModelView, ids: Sequence[int]) -> str:
+    """The ids' text as a whole: with the spaces between words that each word alone may lack."""
+    tokenizer = getattr(view.model, "tokenizer", None)
+    if tokenizer is None:
+        return "".join(decode_each(view, ids))
+    text: str = tokenizer.decode([int(i) for i in ids], clean_up_tokenization_spaces=False)
+    return text
 
 
 def _encode(view: ModelView, text: str, prepend_bos: bool | None) -> Int[Tensor, " pos"]:
@@ -115,6 +129,16 @@ def _require_in_vocabulary(view: ModelView, ids: list[int], size: int) -> None:
     if outside:
         raise ValueError(
             f"token ids {outside[:5]} are outside the vocabulary of {view.name}, which runs from 0 to {size - 1}."
+        )
+
+
+def _require_known(view: ModelView, target: str, token: int) -> None:
+    tokenizer = view.model.tokenizer
+    unknown = getattr(tokenizer, "unk_token_id", None)
+    if token == unknown and tokenizer.decode([token]).strip() != target.strip():
+        raise ValueError(
+            f"the target {target!r} is not in the vocabulary of {view.name}: it would be read as "
+            f"{tokenizer.unk_token!r}, which you can trace by that name."
         )
 
 

@@ -54,7 +54,7 @@ class FFN:
 class ReadoutPieces:
     """What stands between the final residual stream and the logits: cap * tanh(factor * unembed(norm(x)) / cap).
 
-    `softmaxes` holds the unembedding's weights: one softmax's over all words; or those of an adaptive softmax, first its
+    `softmaxes` holds the unembedding's weights: one softmax's over all words; or an adaptive softmax's, first its
     head's (the first words in order, then one class for each band), then each band's, whose words follow in order; or
     none, where the unembedding can only be called.
     """
