@@ -1,6 +1,6 @@
-"""Adaptive input and adaptive softmax (arXiv 1809.10853, section 3): word vectors that are narrower the rarer the words.
+"""Adaptive input and adaptive softmax (arXiv 1809.10853, section 3): word vectors that are narrower the rarer the word.
 
-Factors are never multiplied out: word vectors of band b have width d_model / factor**b, and a projection leads to d_model.
+Factors are never multiplied out: word vectors of band b have width d_model / factor**b; a projection leads to d_model.
 """
 
 import math
