@@ -24,10 +24,11 @@ PARALLEL = {
     "cohere2",
     "parallel",  # a HookedTransformer
 }
+GRANITE = {"granite", "granitemoe"}
 # Norms between a sublayer and the residual stream, as Hugging Face names them in a layer.
 _OLMO = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 _GLM = {"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"}
-POST_NORMS = {"gemma2": _OLMO, "gemma3": _OLMO, "olmo2": _OLMO, "olmo3": _OLMO, "exaone4": _OLMO, "glm4": _GLM}
+POST_NORMS = {**dict.fromkeys(("gemma2", "gemma3", "olmo2", "olmo3", "exaone4", "flex_olmo"), _OLMO), "glm4": _GLM}
 
 
 def call(module: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -99,7 +100,7 @@ class BruteForce:
             return 1.0, self.config.output_logits_soft_cap if self.config.output_logits_soft_cap > 0 else None
         if self.family in ("cohere", "cohere2"):
             return (1.0 if folded else self.config.logit_scale), None
-        if self.family == "granite":
+        if self.family in GRANITE:
             return 1 / self.config.logits_scaling, None
         return 1.0, self.config.final_logit_softcapping if self.family == "gemma2" else None
 
@@ -114,8 +115,10 @@ class BruteForce:
         else:
             W, b = block.mlp.state_dict()["W_out"], block.mlp.state_dict()["b_out"]
             module = lambda m: m @ W + b  # noqa: E731
-        d_in = self.cache[f"blocks.{layer}.mlp.hook_post"].shape[-1] if sublayer == "mlp" else self._d_z(layer)
-        return LinearMap(module, d_in)
+        return self._linear(module, layer) if sublayer == "mlp" else LinearMap(module, self._d_z(layer))
+
+    def _linear(self, module: Callable[[Tensor], Tensor], layer: int) -> LinearMap:
+        return LinearMap(module, self.cache[f"blocks.{layer}.mlp.hook_post"].shape[-1])
 
     def _d_z(self, layer: int) -> int:
         v = self.cache[f"blocks.{layer}.attn.hook_v"]
@@ -156,7 +159,7 @@ class BruteForce:
             m = self.cache[f"blocks.{layer}.mlp.hook_post"][position]
             return {f"L{layer}N{n}": m[n] * rows[n] for n in range(len(m))}
         pattern = self.cache[f"blocks.{layer}.attn.hook_pattern"][:, position]  # [head, source]
-        v = self.cache[f"blocks.{layer}.attn.hook_v"]  # [source, key/value head, index]
+        v = self.values(layer)
         n_heads, d_head = len(pattern), v.shape[2]
         parts = {}
         for p in range(position + 1):
@@ -166,13 +169,21 @@ class BruteForce:
                     parts[f"L{layer}H{h}D{i}@{p}"] = z[i] * rows[h * d_head + i]
         return parts
 
+    def values(self, layer: int) -> Tensor:
+        """Values [source, key/value head, index]."""
+        return self.cache[f"blocks.{layer}.attn.hook_v"]
+
+    def constant(self, layer: int, sublayer: str, position: int) -> Tensor:
+        """What a sublayer's own output has beside its parts: its bias."""
+        return self._maps[layer, sublayer].bias
+
     def _carry(self, layer: int, sublayer: str, position: int, vectors: Tensor) -> Tensor:
         """Through a post-norm frozen at this run's scale, and a residual multiplier."""
         post = self._posts.get((layer, sublayer))
         if post is not None:
-            whole = sum(self._raw(layer, sublayer, position).values()) + self._maps[layer, sublayer].bias
+            whole = sum(self._raw(layer, sublayer, position).values()) + self.constant(layer, sublayer, position)
             vectors = vectors @ post.matrix / post.scale(whole[None])
-        return vectors * (self.config.residual_multiplier if self.family == "granite" else 1.0)
+        return vectors * (self.config.residual_multiplier if self.family in GRANITE else 1.0)
 
     def parts(self, unit: str, layer: int, position: int) -> dict[str, Tensor]:
         """label -> vector as it enters the residual stream; unit: head, head_position, attn_neuron, ffn_neuron."""
@@ -189,7 +200,7 @@ class BruteForce:
 
     def bias(self, layer: int, sublayer: str, position: int) -> Tensor:
         """The constant part of what enters the residual stream."""
-        carried = self._carry(layer, sublayer, position, self._maps[layer, sublayer].bias[None])[0]
+        carried = self._carry(layer, sublayer, position, self.constant(layer, sublayer, position)[None])[0]
         post = self._posts.get((layer, sublayer))
         return carried if post is None else carried + post.bias
 

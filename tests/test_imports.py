@@ -35,7 +35,7 @@ ORDER = [
     ["__main__"],
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
-ROOM = ["host", "weights", "view", "activations", "completeness"]
+ROOM = ["host", "experts", "weights", "view", "activations", "completeness"]
 # The same within baevski18.
 BAEVSKI18 = [
     "configuration",

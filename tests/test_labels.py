@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tl_subvalues.labels import (
+    MIXERS,
     Component,
     attn_neuron_label,
     bias_label,
@@ -16,7 +17,7 @@ from tl_subvalues.labels import (
 )
 
 numbers = st.integers(min_value=0, max_value=10**6)
-sublayers = st.sampled_from(["attn", "mlp"])
+sublayers = st.sampled_from(["attn", "mlp", *MIXERS])
 
 
 @pytest.mark.parametrize(
@@ -30,6 +31,8 @@ sublayers = st.sampled_from(["attn", "mlp"])
         (head_position_label(23, 4, 3), "L23H4@3"),
         (attn_neuron_label(23, 4, 38, 3), "L23H4D38@3"),
         (ffn_neuron_label(24, 1005), "L24N1005"),
+        (ffn_neuron_label(3, 10, expert=5), "L3E5N10"),
+        (sublayer_label(0, "conv"), "0_conv_out"),
     ],
 )
 def test_labels_are_those_of_the_contract(made, expected):
@@ -69,6 +72,13 @@ def test_ffn_neuron_labels_round_trip(layer, neuron):
     assert parse_label(ffn_neuron_label(layer, neuron)) == Component("ffn_neuron", layer, "mlp", neuron=neuron)
 
 
+@given(layer=numbers, expert=numbers, neuron=numbers)
+def test_expert_neuron_labels_round_trip(layer, expert, neuron):
+    """A neuron of an expert names its expert too."""
+    found = parse_label(ffn_neuron_label(layer, neuron, expert))
+    assert found == Component("ffn_neuron", layer, "mlp", neuron=neuron, expert=expert)
+
+
 @pytest.mark.parametrize(
     "nonsense",
     [
@@ -88,6 +98,8 @@ def test_ffn_neuron_labels_round_trip(layer, neuron):
         "L23H4@3D38",
         "L24N1005@3",
         "L24N",
+        "L24E5",
+        "L24N5E5",
         "L2.5N1",
         "24_out",
         "24_ffn_out",
@@ -104,12 +116,12 @@ def test_nonsense_is_refused_with_the_forms_there_are(nonsense):
         parse_label(nonsense)
     message = str(caught.value)
     assert repr(nonsense) in message
-    for example in ("24_attn_out", "24_mlp_out", "L23H4", "L23H4@3", "L23H4D38@3", "L24N1005"):
+    for example in ("24_attn_out", "24_mlp_out", "L23H4", "L23H4@3", "L23H4D38@3", "L24N1005", "L3E5N10"):
         assert repr(example) in message
         assert parse_label(example)  # what the sentence advises works
 
 
-@given(text=st.text(alphabet="L0123HND@_attnmlpou ", max_size=12))
+@given(text=st.text(alphabet="L0123HNDE@_attnmlpouix ", max_size=12))
 def test_whatever_is_taken_for_a_label_is_one(text):
     """Text is either refused, or the label (up to leading zeros) of the component that was found."""
     try:
@@ -121,7 +133,7 @@ def test_whatever_is_taken_for_a_label_is_one(text):
         "head": lambda c: head_label(c.layer, c.head),
         "head_position": lambda c: head_position_label(c.layer, c.head, c.position),
         "attn_neuron": lambda c: attn_neuron_label(c.layer, c.head, c.dim, c.position),
-        "ffn_neuron": lambda c: ffn_neuron_label(c.layer, c.neuron),
+        "ffn_neuron": lambda c: ffn_neuron_label(c.layer, c.neuron, c.expert),
     }[found.kind]
     assert parse_label(make(found)) == found
     assert make(found).replace("0", "") == text.replace("0", "")

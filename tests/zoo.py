@@ -191,17 +191,69 @@ DENSE: dict[str, tuple[str, dict[str, Any], str]] = {
     "olmo3": ("Olmo3Config", LLAMA_LIKE, "Olmo3ForCausalLM"),
 }
 
+# Mixtures of experts; those with a dense layer have it first.
+ROUTED = {**LLAMA_LIKE, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16}
+LOCAL = {**LLAMA_LIKE, "num_local_experts": 4, "num_experts_per_tok": 2}
+LATENT = {
+    **MHA,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 12,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 6,
+    "v_head_dim": 10,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 16,
+    "n_shared_experts": 2,
+    "first_k_dense_replace": 1,
+    "routed_scaling_factor": 1.7,
+}
+MIXTURES: dict[str, tuple[str, dict[str, Any], str]] = {
+    "mixtral": ("MixtralConfig", LOCAL, "MixtralForCausalLM"),
+    "olmoe": ("OlmoeConfig", {**ROUTED, "norm_topk_prob": True}, "OlmoeForCausalLM"),
+    "flex_olmo": ("FlexOlmoConfig", ROUTED, "FlexOlmoForCausalLM"),
+    "qwen2_moe": ("Qwen2MoeConfig", {**ROUTED, "shared_expert_intermediate_size": 24}, "Qwen2MoeForCausalLM"),
+    "qwen3_moe": ("Qwen3MoeConfig", {**ROUTED, "head_dim": 8, "mlp_only_layers": [0]}, "Qwen3MoeForCausalLM"),
+    "phimoe": ("PhimoeConfig", {**LOCAL, "router_jitter_noise": 0.4}, "PhimoeForCausalLM"),
+    "granitemoe": (
+        "GraniteMoeConfig",
+        {**LOCAL, "residual_multiplier": 0.4, "embedding_multiplier": 3.0, "logits_scaling": 2.5},
+        "GraniteMoeForCausalLM",
+    ),
+    "gpt_oss": ("GptOssConfig", {**LOCAL, "head_dim": 8}, "GptOssForCausalLM"),
+    "llama4": (
+        "Llama4TextConfig",
+        {**LOCAL, "head_dim": 8, "intermediate_size_mlp": 40, "moe_layers": [1]},
+        "Llama4ForCausalLM",
+    ),
+    "deepseek_v2": ("DeepseekV2Config", {**LATENT, "topk_method": "greedy"}, "DeepseekV2ForCausalLM"),
+    "deepseek_v3": ("DeepseekV3Config", {**LATENT, "n_group": 4, "topk_group": 2}, "DeepseekV3ForCausalLM"),
+    "glm4_moe_lite": ("Glm4MoeLiteConfig", {**LATENT, "n_group": 1, "topk_group": 1}, "Glm4MoeLiteForCausalLM"),
+    "glm4_moe": (
+        "Glm4MoeConfig",
+        {**LLAMA_LIKE, **{k: v for k, v in LATENT.items() if "expert" in k or "moe" in k}, "head_dim": 8},
+        "Glm4MoeForCausalLM",
+    ),
+    "ernie4_5_moe": (
+        "Ernie4_5_MoeConfig",
+        {
+            **LLAMA_LIKE,
+            "moe_num_experts": 4,
+            "moe_k": 2,
+            "moe_intermediate_size": 16,
+            "moe_num_shared_experts": 2,
+            "moe_layer_start_index": 1,
+            "moe_layer_end_index": 1,
+            "moe_layer_interval": 1,
+            "use_bias": True,
+        },
+        "Ernie4_5_MoeForCausalLM",
+    ),
+    "minimax_m2": ("MiniMaxM2Config", {**LOCAL, "head_dim": 8}, "MiniMaxM2ForCausalLM"),
+}
+
 # What the package refuses, in whole or in part; see test_refusals.py for what each raises.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
-    "mixtral": ("MixtralConfig", {**LLAMA_LIKE, "num_local_experts": 4}, "MixtralForCausalLM"),
-    "olmoe": ("OlmoeConfig", {**LLAMA_LIKE, "num_experts": 4, "num_experts_per_tok": 2}, "OlmoeForCausalLM"),
-    "qwen3_moe": (
-        "Qwen3MoeConfig",
-        {**LLAMA_LIKE, "head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
-        "Qwen3MoeForCausalLM",
-    ),
-    "granitemoe": ("GraniteMoeConfig", {**LLAMA_LIKE, "num_local_experts": 4}, "GraniteMoeForCausalLM"),
-    "gpt_oss": ("GptOssConfig", {**LLAMA_LIKE, "head_dim": 8, "num_local_experts": 4}, "GptOssForCausalLM"),
     "openai_gpt": (
         "OpenAIGPTConfig",
         {"vocab_size": VOCAB, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64},
@@ -257,18 +309,24 @@ def randomise(module: torch.nn.Module, seed: int, std: float = 0.3) -> None:
             noise = torch.randn(parameter.shape, generator=generator) * std
             is_gain = parameter.ndim == 1 and name.endswith("weight")
             parameter.copy_(noise + 1.0 if is_gain else noise)
+        for name, buffer in module.named_buffers():
+            if name.endswith(("correction_bias", "expert_bias")):  # routers keep these
+                buffer.copy_(torch.randn(buffer.shape, generator=generator) * std)
 
 
 def hf_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A Hugging Face model of `family`, every parameter random, in evaluation mode."""
-    config_name, arguments, model_name = {**DENSE, **REFUSED}[family]
+    config_name, arguments, model_name = {**DENSE, **MIXTURES, **REFUSED}[family]
     config = getattr(transformers, config_name)(**{**arguments, **overrides})
-    config.architectures = [model_name]
+    # TransformerLens knows PhiMoE by the spelling of its checkpoint.
+    config.architectures = ["PhiMoEForCausalLM" if family == "phimoe" else model_name]
     torch.manual_seed(seed)
     model = getattr(transformers, model_name)._from_config(config, attn_implementation="eager")
     randomise(model, seed)
     if getattr(config, "tie_word_embeddings", False):
         model.tie_weights()
+    if dtype == torch.float64 and family in MIXTURES:
+        model.set_experts_implementation("eager")  # torch's grouped product has no float64
     return model.to(dtype).eval()
 
 

@@ -115,6 +115,9 @@ def shared_sweep(many: Sequence[Candidates], show_progress: bool = False) -> lis
     total = sum(len(group.directions) for group in many[0].groups if isinstance(group, NeuronSubvalues))
     with tqdm(total=total, disable=not show_progress, unit="neuron") as bar:
         for number in range(len(many[0].groups)):
+            if not all(isinstance(one.groups[number], NeuronSubvalues) for one in many):
+                _own_sweeps(many, number, scores)  # experts: every prompt has its own
+                continue
             for rows, block in _group_sweep(many, number):
                 for one, score, found in zip(many, scores, block, strict=True):
                     group = one.groups[number]
@@ -125,6 +128,13 @@ def shared_sweep(many: Sequence[Candidates], show_progress: bool = False) -> lis
         for doubtful in torch.nonzero(score.isnan()).flatten().split(BLOCK):
             score[doubtful] = one.evaluate(doubtful)
     return scores
+
+
+def _own_sweeps(many: Sequence[Candidates], number: int, scores: list[Float[Tensor, " all"]]) -> None:
+    """One sublayer's neurons, prompt by prompt, into their places in `scores`."""
+    for one, score in zip(many, scores, strict=True):
+        for part in torch.arange(int(one.starts[number]), int(one.starts[number + 1])).split(BLOCK):
+            score[part] = one.evaluate(part)
 
 
 def _group_sweep(many: Sequence[Candidates], number: int) -> Iterator[tuple[slice, list[Float[Tensor, "copies rows"]]]]:

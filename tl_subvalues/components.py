@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component, parse_label
 from tl_subvalues.model_view import check_value_keys
 from tl_subvalues.sites import Parts, Run, Site
-from tl_subvalues.subvalues import NeuronSubvalues
 
 
 def site_of(run: Run, label: str) -> Site:
@@ -53,11 +53,12 @@ def written(run: Run, label: str) -> Float[Tensor, " d_model"]:
     """
     component = parse_label(label)
     parts = run.parts(site_of(run, label), component.kind)
-    index, subvalues = _index(parts, component, label), parts.subvalues
-    if isinstance(subvalues, NeuronSubvalues):
-        row = subvalues.directions[index % len(subvalues.directions)].to(subvalues.coefficients)
-        return subvalues.passage.carry(row, subvalues.scale)
-    return subvalues.vectors(torch.tensor([index], device=run.view.device))[0]
+    try:
+        return parts.written(component)
+    except UnsupportedModelError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{label!r} is not in this trace: {error}.") from error
 
 
 def coefficients_of(run: Run, labels: Sequence[str]) -> list[float]:
@@ -115,10 +116,9 @@ def through_head(run: Run, source_label: str, label: str) -> Float[Tensor, " d_m
 
 def _index(parts: Parts, component: Component, label: str) -> int:
     """Where a component stands among the parts of its sublayer."""
-    index = 0
-    for name, size in parts.axes.items():
-        value = getattr(component, name)
-        if not 0 <= value < size:
-            raise ValueError(f"{label!r} is not in this trace: {name} {value} is not below {size}.")
-        index = index * size + value
-    return index
+    try:
+        return parts.index(component)
+    except UnsupportedModelError:
+        raise
+    except ValueError as error:
+        raise ValueError(f"{label!r} is not in this trace: {error}.") from error

@@ -1,23 +1,27 @@
-"""What a component is called: `24_mlp_out`, `L23H4`, `L23H4@3`, `L23H4D38@3`, `L24N1005`.
+"""What a component is called: `24_mlp_out`, `L23H4`, `L23H4@3`, `L23H4D38@3`, `L24N1005`, `L3E5N10`.
 
 The labels are TransformerLens's where it has one (`ActivationCache.decompose_resid`, `stack_head_results`,
-`stack_neuron_results`), extended by a source position (`@3`) and by an index inside a head (`D38`).
+`stack_neuron_results`), extended by a source position (`@3`), an index inside a head (`D38`) and an expert (`E5`).
+A layer's shared expert is counted after its routed ones: `L3E8N10` where there are eight of those.
 """
 
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 Kind = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
-Sublayer = Literal["attn", "mlp"]
+Sublayer = Literal["attn", "mlp", "conv", "linear_attn", "mamba", "mixer", "ssm"]
+# What stands in attention's place in a hybrid model, by the names that TransformerLens gives it.
+MIXERS: tuple[Sublayer, ...] = ("conv", "linear_attn", "mamba", "mixer", "ssm")
 
 _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
-    ("sublayer", re.compile(r"(?P<layer>\d+)_(?P<sublayer>attn|mlp)_out", re.ASCII)),
+    ("sublayer", re.compile(rf"(?P<layer>\d+)_(?P<sublayer>attn|mlp|{'|'.join(MIXERS)})_out", re.ASCII)),
     ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)", re.ASCII)),
     ("head_position", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)@(?P<position>\d+)", re.ASCII)),
     ("attn_neuron", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)@(?P<position>\d+)", re.ASCII)),
     ("ffn_neuron", re.compile(r"L(?P<layer>\d+)N(?P<neuron>\d+)", re.ASCII)),
+    ("ffn_neuron", re.compile(r"L(?P<layer>\d+)E(?P<expert>\d+)N(?P<neuron>\d+)", re.ASCII)),
 )
 
 
@@ -32,6 +36,7 @@ class Component:
     dim: int | None = None
     position: int | None = None
     neuron: int | None = None
+    expert: int | None = None
 
 
 def sublayer_label(layer: int, sublayer: str) -> str:
@@ -59,9 +64,9 @@ def attn_neuron_label(layer: int, head: int, dim: int, position: int) -> str:
     return f"L{layer}H{head}D{dim}@{position}"
 
 
-def ffn_neuron_label(layer: int, neuron: int) -> str:
-    """FFN neuron: `L24N1005`."""
-    return f"L{layer}N{neuron}"
+def ffn_neuron_label(layer: int, neuron: int, expert: int | None = None) -> str:
+    """FFN neuron: `L24N1005`; of an expert: `L3E5N10`."""
+    return f"L{layer}N{neuron}" if expert is None else f"L{layer}E{expert}N{neuron}"
 
 
 _MAKERS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
@@ -69,14 +74,17 @@ _MAKERS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
     "head": (head_label, ("layer", "head")),
     "head_position": (head_position_label, ("layer", "head", "position")),
     "attn_neuron": (attn_neuron_label, ("layer", "head", "dim", "position")),
-    "ffn_neuron": (ffn_neuron_label, ("layer", "neuron")),
+    "ffn_neuron": (ffn_neuron_label, ("layer", "neuron", "expert")),
 }
 
 
 def labels_of(kind: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Labels of many components of one kind, given by their layers, heads and so on, column by column."""
+    """Labels of many components of one kind, given by their layers, heads and so on, column by column.
+
+    FFN neurons may come without a column `expert`, or with None in it.
+    """
     make, names = _MAKERS[kind]
-    return [make(*row) for row in zip(*(columns[name] for name in names), strict=True)]
+    return [make(*row) for row in zip(*(columns[name] for name in names if name in columns), strict=True)]
 
 
 def parse_label(label: str) -> Component:
@@ -89,10 +97,10 @@ def parse_label(label: str) -> Component:
         match = pattern.fullmatch(label) if isinstance(label, str) else None
         if match:
             fields = match.groupdict()
-            default = "mlp" if kind == "ffn_neuron" else "attn"
-            sublayer: Sublayer = "mlp" if fields.pop("sublayer", default) == "mlp" else "attn"
-            return Component(kind=kind, sublayer=sublayer, **{name: int(value) for name, value in fields.items()})
+            sublayer = fields.pop("sublayer", "mlp" if kind == "ffn_neuron" else "attn")
+            return Component(kind, sublayer=cast(Sublayer, sublayer), **{name: int(n) for name, n in fields.items()})
     raise ValueError(
         f"{label!r} is not a label; labels look like '24_attn_out' or '24_mlp_out' (sublayer), 'L23H4' (head), "
-        "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron), 'L24N1005' (FFN neuron)."
+        "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron), 'L24N1005' (FFN neuron), 'L3E5N10' "
+        "(FFN neuron of an expert)."
     )

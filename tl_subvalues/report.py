@@ -219,5 +219,5 @@ def _shown(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plain(value: Any) -> Any:
-    """Numpy numbers as Python's."""
-    return value.item()
+    """Numpy numbers as Python's; a dense layer's missing expert as null."""
+    return None if value is pd.NA else value.item()

@@ -1,6 +1,7 @@
 """The places of one run where a sublayer adds to the residual stream, and the parts that it adds there."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -9,7 +10,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.model_view import Activations, ModelView
+from tl_subvalues.labels import Component
+from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView
 from tl_subvalues.subvalues import (
     HeadPositionSubvalues,
     NeuronSubvalues,
@@ -32,11 +34,85 @@ class Site:
 
 
 @dataclass(frozen=True)
+class JoinedSubvalues:
+    """Several neurons' subvalues one after the other, as one sublayer's: the experts of a mixture."""
+
+    groups: tuple[NeuronSubvalues, ...]
+
+    @cached_property
+    def starts(self) -> Int[Tensor, " groups_and_end"]:
+        """Number of the first part of each group, and of all parts."""
+        device = self.groups[0].coefficients.device
+        return torch.tensor([0, *(len(group) for group in self.groups)], device=device).cumsum(0)
+
+    @property
+    def coefficients(self) -> Float[Tensor, " component"]:
+        """Coefficients of all parts."""
+        return torch.cat([group.coefficients for group in self.groups])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def locate(self, index: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Group of each part, and its index there."""
+        starts = self.starts.to(index.device)
+        group = torch.searchsorted(starts, index, right=True) - 1
+        return group, index - starts[group]
+
+    def vectors(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
+        """The chosen parts."""
+        group, inside = self.locate(index)
+        result = self.groups[0].coefficients.new_empty(len(index), self.groups[0].directions.shape[1])
+        for number in group.unique().tolist():
+            result[group == number] = self.groups[number].vectors(inside[group == number])
+        return result
+
+    def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
+        """<covector, v> for every part."""
+        return torch.cat([group.inner_products(covector) for group in self.groups])
+
+    def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
+        """‖linear(v)‖ for every part."""
+        return torch.cat([group.norms(linear) for group in self.groups])
+
+    def longest(self) -> Float[Tensor, " all"]:
+        """At least ‖v‖ for every part."""
+        return torch.cat([group.longest() for group in self.groups])
+
+
+@dataclass(frozen=True)
 class Parts:
     """One site's subvalues, and the axes that they are counted along, outermost first."""
 
     subvalues: Subvalues
     axes: dict[str, int]
+
+    def index(self, component: Component) -> int:
+        """Which of the parts a component is.
+
+        Raises:
+            ValueError: if it is none of them.
+        """
+        index = 0
+        for name, size in self.axes.items():
+            value = getattr(component, name)
+            if value is None or not 0 <= value < size:
+                raise ValueError(f"{name} {value} is not below {size}")
+            index = index * size + value
+        if component.expert is not None:
+            raise ValueError("the layer's FFN is dense, its neurons are called as L24N1005")
+        return index
+
+    def written(self, component: Component) -> Float[Tensor, " d_model"]:
+        """What a component writes: a neuron its row, sign as stored, everything else its output.
+
+        Raises:
+            ValueError: if it is none of the parts.
+        """
+        index = self.index(component)
+        if isinstance(self.subvalues, NeuronSubvalues):
+            return _row(self.subvalues, index % len(self.subvalues.directions))
+        return self.subvalues.vectors(torch.tensor([index]))[0]
 
     def fields(self, index: Int[Tensor, " n"]) -> dict[str, Tensor]:
         """Head, position, dim or neuron of the chosen parts; their coefficient where they are neurons."""
@@ -49,6 +125,69 @@ class Parts:
         return found
 
 
+@dataclass(frozen=True)
+class ExpertParts(Parts):
+    """The neurons of a mixture's experts that the token is sent to; `experts` are their numbers, in order."""
+
+    experts: tuple[int, ...]
+    mixture: MixtureOfExperts
+
+    @property
+    def joined(self) -> JoinedSubvalues:
+        """The subvalues, expert by expert."""
+        assert isinstance(self.subvalues, JoinedSubvalues)
+        return self.subvalues
+
+    def fields(self, index: Int[Tensor, " n"]) -> dict[str, Tensor]:
+        """Expert, neuron and coefficient of the chosen parts."""
+        group, neuron = self.joined.locate(index)
+        coefficients = self.joined.coefficients
+        return {
+            "expert": torch.tensor(self.experts, dtype=torch.long)[group.cpu()],
+            "neuron": neuron,
+            "coefficient": coefficients[index.to(coefficients.device)].cpu(),
+        }
+
+    def index(self, component: Component) -> int:
+        """Which of the parts a component is.
+
+        Raises:
+            ValueError: if it is none of them, or belongs to an expert that the token is not sent to.
+        """
+        self._require(component)
+        if component.expert not in self.experts:
+            active = ", ".join(map(str, self.experts))
+            raise ValueError(f"expert {component.expert} is not active here, only {active} are")
+        assert component.neuron is not None
+        return int(self.joined.starts[self.experts.index(component.expert)]) + component.neuron
+
+    def written(self, component: Component) -> Float[Tensor, " d_model"]:
+        """The row of a neuron, of whatever expert.
+
+        Raises:
+            ValueError: if there is no such expert or neuron.
+        """
+        self._require(component)
+        assert component.expert is not None
+        assert component.neuron is not None
+        directions = self.mixture.expert(component.expert).W_out
+        first = self.joined.groups[0]
+        return _row(NeuronSubvalues(first.coefficients, directions, first.passage, first.scale), component.neuron)
+
+    def _require(self, component: Component) -> None:
+        if component.expert is None:
+            raise ValueError("the layer has a mixture of experts, whose neurons are called as L3E5N10")
+        if not 0 <= component.expert < len(self.mixture):
+            raise ValueError(f"expert {component.expert} is not below {len(self.mixture)}")
+        n_neurons = len(self.mixture.expert(component.expert).W_out)
+        if component.neuron is None or not 0 <= component.neuron < n_neurons:
+            raise ValueError(f"neuron {component.neuron} is not below {n_neurons}")
+
+
+def _row(neurons: NeuronSubvalues, index: int) -> Float[Tensor, " d_model"]:
+    return neurons.passage.carry(neurons.directions[index].to(neurons.coefficients), neurons.scale)
+
+
 class Run:
     """One prompt's activations at one position, taken apart on request."""
 
@@ -57,6 +196,7 @@ class Run:
         self.activations = activations
         self.position = position
         self._weights = view.fingerprint()
+        self._experts: dict[int, ExpertParts] = {}  # routing a prompt anew for every label would be slow
 
     def require_same_weights(self) -> None:
         """Raise if the model's weights have changed since the run, for its parts are made of both.
@@ -154,10 +294,24 @@ class Run:
         return max(self.position, int(seen[-1]) if len(seen) else 0) + 1
 
     def _ffn_neurons(self, layer: int) -> Parts:
+        mixture = self.view.layer(layer).mixture()
+        if mixture is not None:
+            if layer not in self._experts:
+                self._experts[layer] = self._expert_neurons(layer, mixture)
+            return self._experts[layer]
         ffn = self.view.layer(layer).ffn()
         m = self.activations.coefficients(layer, ffn.W_out.shape[0], self.position)[0]
         neurons = NeuronSubvalues(m, ffn.W_out, ffn.passage, self._post_scale(layer, "mlp"))
         return Parts(neurons, {"neuron": len(m)})
+
+    def _expert_neurons(self, layer: int, mixture: MixtureOfExperts) -> "ExpertParts":
+        scale = self._post_scale(layer, "mlp")
+        coefficients = self.activations.experts(layer, self.position).coefficients
+        groups = (
+            NeuronSubvalues(m[0], mixture.expert(number).W_out, mixture.passage, scale)
+            for number, m in coefficients.items()
+        )
+        return ExpertParts(JoinedSubvalues(tuple(groups)), {}, tuple(coefficients), mixture)
 
     def _post_scale(self, layer: int, sublayer: str) -> Float[Tensor, " 1"] | None:
         scale = self.activations.post_scale(layer, sublayer, self.position)

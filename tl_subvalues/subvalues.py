@@ -3,6 +3,7 @@
     attention output at query q = sum over heads h, source positions p, indices i of  z_p[h, i] * W_O[h, i]  + b_O,
                                   z_p[h] = pattern[h, q, p] * v[h, p]
     FFN output                  = sum over neurons n of  m_n * W_out[n]  + b_out
+    mixture of experts          = sum over experts e, neurons n of  w_e m_{e,n} * W_out[e, n]  + sum over e of  w_e b_e
 
 What stands between the sublayer and the residual stream (a post-norm, a multiplier) is applied to each subvalue with
 its scale frozen at the run's value. A `Subvalues` object is one sublayer's parts at one position, made on request
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from tl_subvalues.blocks import in_full_precision, length_of_all, padded
 from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label, head_label, head_position_label
-from tl_subvalues.model_view import Activations, view_of
+from tl_subvalues.model_view import Activations, check_experts, view_of
 from tl_subvalues.model_view.activations import index_of
 from tl_subvalues.norms import Passage
 
@@ -258,11 +259,14 @@ def ffn_subvalues(
 ):
     """One FFN sublayer's output as a stack of neurons' subvalues (label L24N1005), component axis first.
 
+    A mixture of experts gives the neurons of all experts that some of the tokens at `pos_slice` are sent to, expert by
+    expert (label L3E5N10; a shared expert is counted after the routed ones); routing weights are in them.
+
     Args:
         model: a TransformerLens model.
         cache: an ActivationCache of it.
         layer: which layer.
-        neuron_slice: which neurons (int, tuple, list, slice or None for all), as in ActivationCache.
+        neuron_slice: which neurons (int, tuple, list, slice or None for all), as in ActivationCache; of each expert.
         pos_slice: positions, as in ActivationCache; an int drops the position axis.
         incl_bias: the bias part comes last (label 24_mlp_bias); with all neurons, the stack sums to what enters the
             residual stream.
@@ -273,23 +277,34 @@ def ffn_subvalues(
 
     Raises:
         KeyError: if the cache lacks a hook, naming it.
-        UnsupportedModelError: if the layer has no neurons of its own (a mixture of experts).
+        UnsupportedModelError: if the layer has no neurons that can be read (a mixture of experts of an unknown kind).
         ValueError: for a layer, neuron or position out of range.
     """
     view = view_of(model)
-    ffn = view.layer(layer).ffn()
+    mixture = view.layer(layer).mixture()
     activations = Activations(view, cache)
     positions, single = _positions(activations.require_neurons(layer), pos_slice)
-    n_neurons = ffn.W_out.shape[0]
-    neurons = torch.arange(n_neurons)[index_of(neuron_slice, n_neurons, "neuron")].reshape(-1)
-    m = activations.coefficients(layer, n_neurons, positions)
-    rows = ffn.W_out[neurons.to(ffn.W_out.device)].to(m)
+    coefficients: dict[int | None, Tensor]
+    W_out: dict[int | None, Tensor]
+    if mixture is None:
+        ffn = view.layer(layer).ffn()
+        passage, bias, W_out = ffn.passage, ffn.b_out, {None: ffn.W_out}
+        coefficients = {None: activations.coefficients(layer, ffn.W_out.shape[0], positions)}
+    else:
+        routed = check_experts(view, activations, layer, positions)
+        passage, bias = mixture.passage, routed.bias
+        coefficients = dict(routed.coefficients.items())
+        W_out = {expert: mixture.expert(expert).W_out for expert in routed.coefficients}
+    parts, labels = [], []
+    for expert, m in coefficients.items():
+        neurons = torch.arange(m.shape[-1])[index_of(neuron_slice, m.shape[-1], "neuron")].reshape(-1)
+        rows = W_out[expert][neurons.to(W_out[expert].device)].to(m)
+        parts.append(einops.rearrange(m[..., neurons.to(m.device)], "b q n -> n b q 1") * rows[:, None, None])
+        labels += [ffn_neuron_label(layer, neuron, expert) for neuron in neurons.tolist()]
     scale = activations.post_scale(layer, "mlp", positions)
-    parts = einops.rearrange(m[..., neurons.to(m.device)], "b q n -> n b q 1") * rows[:, None, None]
-    stack = ffn.passage.carry(parts, scale)
-    labels = [ffn_neuron_label(layer, neuron) for neuron in neurons.tolist()]
+    stack = passage.carry(parts[0] if len(parts) == 1 else torch.cat(parts), scale)
     if incl_bias:
-        stack = torch.cat([stack, _bias_part(stack, ffn.passage, scale, ffn.b_out)])
+        stack = torch.cat([stack, _bias_part(stack, passage, scale, bias)])
         labels.append(bias_label(layer, "mlp"))
     stack = _drop_axes(stack, single, activations.batched)
     return (stack, labels) if return_labels else stack

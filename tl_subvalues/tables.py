@@ -16,11 +16,12 @@ COLUMNS: dict[str, list[str]] = {
     "head": ["layer", "head"],
     "head_position": ["layer", "head", "position", "token"],
     "attn_neuron": ["layer", "head", "dim", "position", "token", "coefficient"],
-    "ffn_neuron": ["layer", "neuron", "coefficient"],
+    "ffn_neuron": ["layer", "expert", "neuron", "coefficient"],
 }
+_NO_EXPERT = -1
 
 _DTYPES: dict[str, Any] = {
-    **dict.fromkeys(("layer", "head", "dim", "position", "neuron"), np.int64),
+    **dict.fromkeys(("layer", "head", "dim", "position", "expert", "neuron"), np.int64),
     **dict.fromkeys(("sublayer", "token"), object),
     "coefficient": np.float64,
 }
@@ -36,6 +37,8 @@ def ranked_table(
 ) -> pd.DataFrame:
     """One row a part, in the order of a ranking: its label and the columns of its kind.
 
+    Where some layers have mixtures of experts, FFN neurons have a column `expert`, missing (<NA>) in dense layers.
+
     Args:
         unit: kind of part.
         sites: (layer, sublayer) of each group.
@@ -45,15 +48,26 @@ def ranked_table(
         tokens: the prompt's, for rows that have a source position.
     """
     columns: dict[str, np.ndarray] = {name: np.empty(len(group), dtype=_DTYPES[name]) for name in COLUMNS[unit]}
+    experts = False
     for number, ((layer, sublayer), fields_of) in enumerate(zip(sites, fields, strict=True)):
         mine = group == number
-        for name, values in {"layer": layer, "sublayer": sublayer, **fields_of(index[mine])}.items():
+        found = {"layer": layer, "sublayer": sublayer, "expert": _NO_EXPERT, **fields_of(index[mine])}
+        experts = experts or found["expert"] is not _NO_EXPERT
+        for name, values in found.items():
             if name in columns:
                 columns[name][mine] = values
     if "token" in columns:
         columns["token"][:] = np.array([*tokens, ""], dtype=object)[columns["position"]]
-    names = labels_of(unit, {name: column.tolist() for name, column in columns.items()})
-    return pd.DataFrame({"label": names, **columns})
+    numbers = {name: column.tolist() for name, column in columns.items()}
+    if "expert" in numbers:
+        numbers["expert"] = [None if expert == _NO_EXPERT else expert for expert in numbers["expert"]]
+    table = pd.DataFrame({"label": labels_of(unit, numbers), **columns})
+    if "expert" not in columns:
+        return table
+    if not experts:
+        return table.drop(columns="expert")
+    table["expert"] = table["expert"].astype("Int64").where(table["expert"] != _NO_EXPERT)
+    return table
 
 
 def vocabulary_table(

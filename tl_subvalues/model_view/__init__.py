@@ -1,18 +1,20 @@
 """One view of every model that TransformerLens makes: the only room that knows its classes and releases.
 
 `view_of(model)` takes a TransformerBridge (raw or in compatibility mode) or a HookedTransformer and answers in
-the method's words: weights and norms per layer (`Attention`, `FFN`), activations of one run (`Activations`),
-the pieces of the readout (`ReadoutPieces`), tokens. What follows after this room sees tensors only.
+the method's words: weights and norms per layer (`Attention`, `FFN`, `MixtureOfExperts`), activations of one run
+(`Activations`), the pieces of the readout (`ReadoutPieces`), tokens. What follows after this room sees tensors only.
 """
 
 from tl_subvalues.model_view.activations import Activations
 from tl_subvalues.model_view.completeness import (
+    check_experts,
     check_ffn_keys,
     check_final_scale,
     check_readout,
     check_run,
     check_value_keys,
 )
+from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
 from tl_subvalues.model_view.host import boot_bridge
 from tl_subvalues.model_view.tokens import decode_each, decode_text, prompt_tokens, resolve_target
 from tl_subvalues.model_view.view import ModelView, view_of
@@ -22,10 +24,14 @@ __all__ = [
     "FFN",
     "Activations",
     "Attention",
+    "Expert",
     "Layer",
+    "MixtureOfExperts",
     "ModelView",
     "ReadoutPieces",
+    "Routed",
     "boot_bridge",
+    "check_experts",
     "check_ffn_keys",
     "check_final_scale",
     "check_readout",

@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.view import ModelView
 
 Positions = int | slice | Tensor
@@ -61,8 +62,11 @@ class Activations:
         Raises:
             KeyError: naming every missing hook.
         """
-        self._require_sublayer(layer, "mlp", ["hook_post"])
-        return int(self._raw(f"blocks.{layer}.mlp.hook_post").shape[1])
+        mixture = self._view.layer(layer).mixture() is not None
+        self._require_sublayer(layer, "mlp", ["hook_in"] if mixture else ["hook_post"])
+        if mixture:
+            self.require([f"blocks.{layer}.hook_mlp_out"])
+        return int(self._raw(f"blocks.{layer}.mlp.{'hook_in' if mixture else 'hook_post'}").shape[1])
 
     def _require_sublayer(self, layer: int, sublayer: str, names: list[str]) -> None:
         hooks = [f"blocks.{layer}.{sublayer}.{name}" for name in names]
@@ -119,6 +123,8 @@ class Activations:
             ValueError: if the cache holds only some positions.
         """
         values = self._get(f"blocks.{layer}.attn.hook_v", slice(None))
+        if self._view.layer(layer).latent:
+            values = values.transpose(1, 2)
         keys = self._raw(f"blocks.{layer}.attn.hook_pattern").shape[-1]
         if values.ndim != 4 or (values.shape[1] != keys and values.shape[2] == keys):
             raise UnsupportedModelError(
@@ -153,6 +159,19 @@ class Activations:
             )
         return m
 
+    def experts(self, layer: int, positions: Positions = slice(None)) -> Routed:
+        """Where a mixture of experts sends the tokens, and its neurons' coefficients there.
+
+        Raises:
+            UnsupportedModelError: if the layer has no mixture of experts that can be read.
+        """
+        mixture = self._view.layer(layer).mixture()
+        if mixture is None:
+            raise UnsupportedModelError(f"{self._view.name}: layer {layer} has a dense FFN, no mixture of experts.")
+        x = self._raw(f"blocks.{layer}.mlp.hook_in")
+        weights = mixture.weights(x.flatten(0, 1), self._view.compute_dtype).view(*x.shape[:2], -1)
+        return mixture.routed(self._here(x[:, positions]), self._here(weights[:, positions]))
+
     def post_scale(
         self, layer: int, sublayer: str, positions: Positions = slice(None)
     ) -> Float[Tensor, "batch *pos 1"] | None:
@@ -182,7 +201,10 @@ class Activations:
 
     def _get(self, name: str, positions: Positions, dim: int = 1) -> Tensor:
         index = (slice(None),) * dim + (positions,)
-        return self._raw(name)[index].to(device=self._view.device, dtype=self._view.compute_dtype)
+        return self._here(self._raw(name)[index])
+
+    def _here(self, tensor: Tensor) -> Tensor:
+        return tensor.to(device=self._view.device, dtype=self._view.compute_dtype)
 
 
 def index_of(selection: Any, size: int, what: str) -> Positions:

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from tl_subvalues.blocks import length_of_all, weighted_sum
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view.activations import Activations
+from tl_subvalues.model_view.activations import Activations, Positions
+from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.view import ModelView
 from tl_subvalues.model_view.weights import Layer
 
@@ -24,6 +25,9 @@ _KEY_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 1e-2,
 # Half-precision models round the logits themselves (one part in 256 for bfloat16); float32 ones differ by the
 # order of summation: at most 7e-7 was seen, on the tiny random models and on the 135M one.
 _LOGIT_TOLERANCE = {torch.float64: 2e-6, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+
+# Numbers of a weight that are converted at a time.
+_NUMBERS = 1 << 24
 
 
 def check_run(view: ModelView, activations: Activations, position: int) -> None:
@@ -184,11 +188,14 @@ def _check_attention(view: ModelView, layer: Layer, activations: Activations, po
 
 
 def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
+    number = layer.layer
     try:
-        ffn = layer.ffn()
+        ffn = layer.ffn() if layer.mixture() is None else None
     except UnsupportedModelError:
         return  # refused by name when its neurons are asked for
-    number = layer.layer
+    if ffn is None:
+        check_experts(view, activations, number, position)
+        return
     m = activations.coefficients(number, ffn.W_out.shape[0], position)
     expected = activations.output(number, "mlp", position)
     out = weighted_sum(m, ffn.W_out)
@@ -196,6 +203,28 @@ def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position
     out = ffn.passage.carry(out, scale) + ffn.passage.carry_bias(_or_zero(ffn.b_out, out), scale)
     size = _size(m, ffn.W_out) * ffn.passage.stretch(scale)
     _require_equal(view, number, "its FFN neurons do not add up to its FFN output", out, expected, size)
+
+
+def check_experts(view: ModelView, activations: Activations, layer: int, positions: Positions) -> Routed:
+    """What a mixture's experts do at some positions of a run, checked against what the run added there.
+
+    Raises:
+        UnsupportedModelError: if the neurons of the experts, routed anew, do not add up to the sublayer's output.
+    """
+    mixture = view.layer(layer).mixture()
+    assert mixture is not None
+    routed = activations.experts(layer, positions)
+    expected = activations.output(layer, "mlp", positions)
+    out, squares = torch.zeros_like(expected), 0.0
+    for number, m in routed.coefficients.items():
+        W_out = mixture.expert(number).W_out
+        out += torch.cat([m @ block.to(m).T for block in W_out.T.split(max(1, _NUMBERS // len(W_out)))], -1)
+        squares += _size(m, W_out) ** 2
+    scale = activations.post_scale(layer, "mlp", positions)
+    out = mixture.passage.carry(out, scale) + mixture.passage.carry_bias(_or_zero(routed.bias, out), scale)
+    size = squares**0.5 * mixture.passage.stretch(scale)
+    _require_equal(view, layer, "its experts' neurons do not add up to its FFN output", out, expected, size)
+    return routed
 
 
 def _split_heads(z: Tensor, W_O: Tensor) -> Tensor:

@@ -224,3 +224,8 @@ def softmaxes(model: Any) -> tuple[Columns, ...]:
         return tuple(own())
     linear = type(unembed).__name__ == "Unembed" if wrapped is None else isinstance(wrapped, torch.nn.Linear)
     return (Columns((model.W_U.detach(),), model.b_U.detach()),) if linear else ()
+
+
+def is_latent_attention(attn: Any) -> bool:
+    """Whether an attention sublayer is a bridge's multi-head latent attention."""
+    return any(cls.__name__ == "MLAAttentionBridge" for cls in type(attn).__mro__)

@@ -100,7 +100,7 @@ class ModelView:
             if layer.has_ffn:
                 if not layer.parallel:
                     names.append(f"{block}hook_resid_mid")
-                names += [f"{block}mlp.hook_post", f"{block}hook_mlp_out"]
+                names += [layer.neuron_hook(), f"{block}hook_mlp_out"]
                 names.append(layer.post_scale_hook("mlp"))
         names.append(f"blocks.{self.n_layers - 1}.hook_resid_post")
         if self.readout.norm is not None:
@@ -151,7 +151,7 @@ class ModelView:
             logits, cache = self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **padding)
         cached = {name: tensor for name, tensor in cache.items() if name in wanted}
         results = [
-            (logits[row, start:], host.activation_cache(_cut(cached, row, start), self.model))
+            (logits[row, start:], host.activation_cache(_cut(cached, row, start, self._head_first), self.model))
             for row, start in enumerate(starts)
         ]
         if any(starts):
@@ -164,6 +164,11 @@ class ModelView:
                 return [self.run(prompt) for prompt in prompts]
         return results
 
+    @property
+    def _head_first(self) -> frozenset[str]:
+        """Names of values that are cached as [batch, head, pos, d_head]."""
+        return frozenset(f"blocks.{layer.layer}.attn.hook_v" for layer in self.layers if layer.latent)
+
     def first_residual(self, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
         """What enters layer 0 for a prompt: computed anew, stopping before that layer's output."""
         name = "blocks.0.hook_resid_pre"
@@ -172,12 +177,11 @@ class ModelView:
         return cache[name][0]
 
 
-def _cut(cached: dict[str, Tensor], row: int, start: int) -> dict[str, Tensor]:
+def _cut(cached: dict[str, Tensor], row: int, start: int, head_first: frozenset[str]) -> dict[str, Tensor]:
     """One prompt's activations out of a left-padded batch's, as views."""
+    both = (slice(row, row + 1), slice(None), slice(start, None), slice(start, None))
     return {
-        name: tensor[row : row + 1, :, start:, start:]
-        if name.endswith("hook_pattern")
-        else tensor[row : row + 1, start:]
+        name: tensor[both if name.endswith("hook_pattern") else both[:3] if name in head_first else (both[0], both[2])]
         for name, tensor in cached.items()
     }
 

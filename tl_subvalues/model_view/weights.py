@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view import host
+from tl_subvalues.model_view.experts import MixtureOfExperts, unwrapped
 from tl_subvalues.norms import Norm, Passage
 from tl_subvalues.softmax import Columns
 
@@ -89,6 +90,11 @@ class Layer:
         """Whether attention and FFN read the same input: such a block has no residual stream between them."""
         return f"blocks.{self.layer}.hook_resid_mid" not in self._hook_names
 
+    @property
+    def latent(self) -> bool:
+        """Whether attention is latent (DeepSeek): values cached head first, and no W_V, for a norm is on their way."""
+        return self.has_attn and host.is_latent_attention(self._block.attn)
+
     def attention(self) -> Attention:
         """The attention sublayer.
 
@@ -113,7 +119,7 @@ class Layer:
         )
 
     def ffn(self) -> FFN:
-        """The feed-forward sublayer.
+        """The feed-forward sublayer, where it is one and no mixture of experts.
 
         Raises:
             UnsupportedModelError: if the block has none, or a mixture of experts.
@@ -122,10 +128,8 @@ class Layer:
             raise self._refusal("has no feed-forward sublayer")
         mlp = self._block.mlp
         W_out = _read(mlp, "W_out")
-        if not isinstance(W_out, Tensor) or W_out.ndim != 2:
-            raise self._refusal(
-                f"has a feed-forward sublayer without neurons of its own ({type(mlp).__name__}: a mixture of experts?)"
-            )
+        if not _is_matrix(W_out):
+            raise self._refusal("has a mixture of experts for a feed-forward sublayer, with no one W_out")
         W_gate, b_in = _read(mlp, "W_gate"), _read(mlp, "b_in")
         adds_after_product = W_gate is not None and host.is_hooked(self._model)
         return FFN(
@@ -140,6 +144,29 @@ class Layer:
             passage=self.passage("mlp"),
             activation=host.activation_of(mlp),
         )
+
+    def mixture(self) -> MixtureOfExperts | None:
+        """The mixture of experts that is this block's feed-forward sublayer; None where that is dense.
+
+        Raises:
+            UnsupportedModelError: if the block has no feed-forward sublayer, or one without neurons that can be read.
+        """
+        if not self.has_ffn:
+            raise self._refusal("has no feed-forward sublayer")
+        if _is_matrix(_read(self._block.mlp, "W_out")):
+            return None
+        try:
+            return MixtureOfExperts(unwrapped(self._block.mlp), self._pre_norm("mlp"), self.passage("mlp"))
+        except NotImplementedError as error:
+            raise self._refusal(f"has a feed-forward sublayer whose neurons cannot be read: {error}") from error
+
+    def neuron_hook(self) -> str | None:
+        """Full name of the hook that holds the coefficients or, in a mixture, what they are made of."""
+        try:
+            name = "hook_post" if self.mixture() is None else "hook_in"
+        except UnsupportedModelError:
+            return None
+        return f"blocks.{self.layer}.mlp.{name}"
 
     def passage(self, sublayer: str) -> Passage:
         """What stands between a sublayer's sum and the residual stream."""
@@ -180,6 +207,10 @@ def _read(module: Any, name: str) -> Any:
         return getattr(module, name)
     except (AttributeError, NotImplementedError):
         return None
+
+
+def _is_matrix(weight: Any) -> bool:
+    return isinstance(weight, Tensor) and weight.ndim == 2
 
 
 def _value_weights(attn: Any) -> tuple[Any, Any]:
