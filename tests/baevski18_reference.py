@@ -206,4 +206,6 @@ class Reference:
 
     def over_words(self, scores: list[Tensor]) -> Tensor:
         first = len(self.words[0])
-        return torch.cat([scores[0][:, :first], *(s + scores[0][:, first + i, None] for i, s in enumerate(scores[1:]))], -1)
+        return torch.cat(
+            [scores[0][:, :first], *(s + scores[0][:, first + i, None] for i, s in enumerate(scores[1:]))], -1
+        )

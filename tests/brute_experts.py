@@ -7,12 +7,14 @@ import re
 from typing import Any
 
 import torch
-from brute_force import BruteForce, call
+from brute_force import PARALLEL, BruteForce, call
 from torch import Tensor
 
 # Families whose experts are stored [in, out] instead of [out, in]; those that have gate and up projections in turn.
 IN_OUT = {"gpt_oss", "llama4"}
 IN_TURN = {"gpt_oss"}
+# A gate acts on attention's z after the mixing, so heads cannot be told apart by source position.
+GATED = {"qwen3_next"}
 GROUPED = {"deepseek_v3", "glm4_moe", "glm4_moe_lite"}
 
 
@@ -31,6 +33,19 @@ class BruteForceMixture(BruteForce):
             return self._linear(self.model.blocks[layer].mlp.dense_out, layer)
         return super()._map(layer, sublayer)
 
+    def residual(self, layer: int, sublayer: str, position: int) -> Tensor:
+        if sublayer == "mlp" and self.family not in PARALLEL:
+            return self.cache[f"blocks.{layer}.hook_resid_mid"][position]
+        return super().residual(layer, sublayer, position)
+
+    def has(self, layer: int, sublayer: str) -> bool:
+        return sublayer == "mlp" or "attn" in self.model.blocks[layer]._modules
+
+    def _post_norm(self, layer: int, sublayer: str) -> Any:
+        if self.family == "olmo_hybrid" and "linear_attn" in self.model.blocks[layer]._modules:
+            return None  # these layers norm before the sublayer
+        return super()._post_norm(layer, sublayer)
+
     def _d_z(self, layer: int) -> int:
         return self.cache[f"blocks.{layer}.attn.hook_z"][0].numel()
 
@@ -45,6 +60,10 @@ class BruteForceMixture(BruteForce):
         return (x if norm is None else call(norm, x))[0]
 
     def _raw(self, layer: int, sublayer: str, position: int) -> dict[str, Tensor]:
+        if sublayer == "attn" and self.family in GATED:  # by z, which says nothing of source positions
+            z = self.cache[f"blocks.{layer}.attn.hook_z"][position]
+            rows = self._maps[layer, sublayer].matrix.view(*z.shape, -1)
+            return {f"L{layer}H{h}D{i}@0": z[h, i] * rows[h, i] for h in range(len(z)) for i in range(z.shape[1])}
         if sublayer != "mlp" or self.mixture(layer) is None:
             return super()._raw(layer, sublayer, position)
         return self._mixture_parts(layer, position)[0]
@@ -86,7 +105,7 @@ class BruteForceMixture(BruteForce):
             n_routed = len(p["experts.down_proj"])
             gate, up = (linear(x, p, f"{name}.{which}_proj") for which in ("gate", "up"))
             weight = 1.0
-            if self.family == "qwen2_moe":
+            if "shared_expert_gate.weight" in p:
                 weight = 1 / (1 + torch.exp(-x @ p["shared_expert_gate.weight"][0]))
             m, W_out = silu(gate) * up * weight, p[f"{name}.down_proj.weight"].T
             parts |= {f"L{layer}E{n_routed}N{n}": m[n] * W_out[n] for n in range(len(m))}
@@ -109,7 +128,7 @@ def route(family: str, x: Tensor, p: dict[str, Tensor], config: Any) -> dict[int
     logits = linear(x, p, router)
     k = config.num_experts_per_tok
     probs = logits.softmax(-1)
-    if family in ("mixtral", "olmoe", "flex_olmo", "qwen2_moe", "qwen3_moe", "jamba"):
+    if family in ("mixtral", "olmoe", "flex_olmo", "qwen2_moe", "qwen3_moe", "qwen3_next", "jamba"):
         chosen = best(probs, k)
         normed = family == "mixtral" or getattr(config, "norm_topk_prob", False)
         return shares(probs, chosen) if normed else {e: probs[e] for e in chosen}

@@ -28,7 +28,10 @@ GRANITE = {"granite", "granitemoe"}
 # Norms between a sublayer and the residual stream, as Hugging Face names them in a layer.
 _OLMO = {"attn": "post_attention_layernorm", "mlp": "post_feedforward_layernorm"}
 _GLM = {"attn": "post_self_attn_layernorm", "mlp": "post_mlp_layernorm"}
-POST_NORMS = {**dict.fromkeys(("gemma2", "gemma3", "olmo2", "olmo3", "exaone4", "flex_olmo"), _OLMO), "glm4": _GLM}
+POST_NORMS = {
+    **dict.fromkeys(("gemma2", "gemma3", "olmo2", "olmo3", "exaone4", "flex_olmo", "olmo_hybrid"), _OLMO),
+    "glm4": _GLM,
+}
 
 
 def call(module: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

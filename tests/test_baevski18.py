@@ -24,7 +24,9 @@ def errors(case: str, log_probs: Tensor, residuals: list[Tensor], activations: l
     """Largest difference from fairseq in one case: of log-probs, and of residual stream and FFN activations."""
     expected = fairseq.expected()
     mask = expected.get(f"{case}.mask", torch.ones_like(expected[f"{case}.tokens"], dtype=torch.bool))
-    inside = [(f"resid.{i}", x) for i, x in enumerate(residuals)] + [(f"mlp_post.{i}", x) for i, x in enumerate(activations)]
+    inside = [(f"resid.{i}", x) for i, x in enumerate(residuals)] + [
+        (f"mlp_post.{i}", x) for i, x in enumerate(activations)
+    ]
     worst = 0.0
     for name, tensor in inside:
         if f"{case}.{name}" in expected:  # of the case that is too long, fairseq's last residual stream alone

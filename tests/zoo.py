@@ -252,6 +252,70 @@ MIXTURES: dict[str, tuple[str, dict[str, Any], str]] = {
     "minimax_m2": ("MiniMaxM2Config", {**LOCAL, "head_dim": 8}, "MiniMaxM2ForCausalLM"),
 }
 
+# Attention in some layers, something else in the others (or, in Falcon H1, both in all of them).
+LINEAR = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+}
+HYBRIDS: dict[str, tuple[str, dict[str, Any], str]] = {
+    "lfm2": ("Lfm2Config", {**LLAMA_LIKE, "layer_types": ["conv", "full_attention"]}, "Lfm2ForCausalLM"),
+    "lfm2_moe": (
+        "Lfm2MoeConfig",
+        {**ROUTED, "num_dense_layers": 1, "layer_types": ["conv", "full_attention"], "norm_topk_prob": True},
+        "Lfm2MoeForCausalLM",
+    ),
+    "jamba": (
+        "JambaConfig",
+        {
+            **LLAMA_LIKE,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "attn_layer_period": 2,
+            "attn_layer_offset": 1,
+            "expert_layer_period": 2,
+            "expert_layer_offset": 1,
+            "mamba_d_state": 4,
+            "mamba_dt_rank": 4,
+            "use_mamba_kernels": False,
+        },
+        "JambaForCausalLM",
+    ),
+    "bamba": (
+        "BambaConfig",
+        {
+            **LLAMA_LIKE,
+            "attn_layer_indices": [1],
+            "mamba_n_heads": 4,
+            "mamba_d_head": 16,
+            "mamba_d_state": 4,
+            "mamba_n_groups": 1,
+        },
+        "BambaForCausalLM",
+    ),
+    "olmo_hybrid": ("OlmoHybridConfig", {**LLAMA_LIKE, **LINEAR}, "OlmoHybridForCausalLM"),
+    "qwen3_next": (
+        "Qwen3NextConfig",
+        {**ROUTED, **LINEAR, "head_dim": 8, "shared_expert_intermediate_size": 24},
+        "Qwen3NextForCausalLM",
+    ),
+    "falcon_h1": (
+        "FalconH1Config",
+        {
+            **LLAMA_LIKE,
+            "head_dim": 8,
+            "mamba_d_ssm": 32,
+            "mamba_n_heads": 4,
+            "mamba_d_head": 8,
+            "mamba_d_state": 4,
+            "mamba_n_groups": 1,
+        },
+        "FalconH1ForCausalLM",
+    ),
+}
+
 # What the package refuses, in whole or in part; see test_refusals.py for what each raises.
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "openai_gpt": (
@@ -277,10 +341,18 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "MambaForCausalLM",
     ),
-    "lfm2": (
-        "Lfm2Config",
-        {**LLAMA_LIKE, "layer_types": ["conv", "full_attention"]},
-        "Lfm2ForCausalLM",
+    "opt_projected": ("OPTConfig", {**OPT_LIKE, "word_embed_proj_dim": 16}, "OPTForCausalLM"),
+    "rwkv": (
+        "RwkvConfig",
+        {
+            "vocab_size": VOCAB,
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "context_length": 64,
+            "bos_token_id": 0,
+            "eos_token_id": 1,
+        },
+        "RwkvForCausalLM",
     ),
 }
 
@@ -316,7 +388,7 @@ def randomise(module: torch.nn.Module, seed: int, std: float = 0.3) -> None:
 
 def hf_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **overrides: Any) -> Any:
     """A Hugging Face model of `family`, every parameter random, in evaluation mode."""
-    config_name, arguments, model_name = {**DENSE, **MIXTURES, **REFUSED}[family]
+    config_name, arguments, model_name = {**DENSE, **MIXTURES, **HYBRIDS, **REFUSED}[family]
     config = getattr(transformers, config_name)(**{**arguments, **overrides})
     # TransformerLens knows PhiMoE by the spelling of its checkpoint.
     config.architectures = ["PhiMoEForCausalLM" if family == "phimoe" else model_name]

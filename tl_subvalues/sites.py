@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.labels import Component
-from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView
+from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, check_sources
 from tl_subvalues.subvalues import (
     HeadPositionSubvalues,
     NeuronSubvalues,
@@ -230,8 +230,7 @@ class Run:
                 self.activations.output(layer.layer, sublayer, self.position)[0],
             )
             for layer in self.view.layers
-            for sublayer, present in (("attn", layer.has_attn), ("mlp", layer.has_ffn))
-            if present
+            for sublayer in layer.sublayers
         ]
 
     def read_by(self, layer: int, sublayer: str) -> list[Site]:
@@ -281,7 +280,12 @@ class Run:
         return Parts(neurons, {"position": len(z_p), "head": n_heads, "dim": d_head})
 
     def weighted_values(self, layer: int) -> Float[Tensor, "source head d_head"]:
-        """z_p of every source position that the query can see."""
+        """z_p of every source position that the query can see.
+
+        Raises:
+            UnsupportedModelError: if these do not add up to z.
+        """
+        check_sources(self.view, self.activations, layer, self.position)
         attention = self.view.layer(layer).attention()
         pattern = self.activations.pattern(layer, self.position)[0]
         values = self.activations.values(layer, attention.n_heads)[0]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tl_subvalues.blocks import in_full_precision, length_of_all, padded
 from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label, head_label, head_position_label
-from tl_subvalues.model_view import Activations, check_experts, view_of
+from tl_subvalues.model_view import Activations, check_experts, check_sources, view_of
 from tl_subvalues.model_view.activations import index_of
 from tl_subvalues.norms import Passage
 
@@ -221,6 +221,7 @@ def attn_subvalues(
     else:
         pattern = activations.pattern(layer, positions)
         values = activations.values(layer, n_heads)
+        check_sources(view, activations, layer, positions)
         sources = values.shape[1]
         z = einops.einsum(pattern, values, "b h q p, b p h e -> p h e b q")
         if by == "head_position":

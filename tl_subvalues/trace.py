@@ -16,6 +16,7 @@ from tl_subvalues.components import through_head, written
 from tl_subvalues.curve import curve_of
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance import as_prob_increase
+from tl_subvalues.labels import sublayer_label
 from tl_subvalues.model_view import (
     Activations,
     ModelView,
@@ -196,7 +197,8 @@ class Trace(Pictures):
     def layers(self) -> pd.DataFrame:
         """Every sublayer's output, in order of computation: columns label, layer, sublayer, and the two increases."""
         table = self._table("sublayer", None, True, False)
-        return table.sort_values(["layer", "sublayer"], ignore_index=True)  # "attn" before "mlp"
+        order = {sublayer_label(site.layer, site.sublayer): i for i, site in enumerate(self._sites)}
+        return table.sort_values("label", key=lambda labels: labels.map(order), ignore_index=True)
 
     def heads(self, top: int | None = None, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
         """Attention heads: columns label, layer, head, and the two increases, highest first."""
@@ -352,8 +354,8 @@ class Trace(Pictures):
             UnsupportedModelError: if a layer has no such parts, naming all that have none.
         """
         self.run.require_same_weights()
-        sublayers = {"sublayer": ("attn", "mlp"), "ffn_neuron": ("mlp",)}.get(unit, ("attn",))
-        numbers = [i for i, site in enumerate(self._sites) if site.sublayer in sublayers]
+        sublayer = {"sublayer": None, "ffn_neuron": "mlp"}.get(unit, "attn")
+        numbers = [i for i, site in enumerate(self._sites) if sublayer in (None, site.sublayer)]
         sites = [self._sites[i] for i in numbers]
         parts = self._all_parts(sites, unit)
         found = Candidates(

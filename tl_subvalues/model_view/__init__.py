@@ -12,6 +12,7 @@ from tl_subvalues.model_view.completeness import (
     check_final_scale,
     check_readout,
     check_run,
+    check_sources,
     check_value_keys,
 )
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
@@ -36,6 +37,7 @@ __all__ = [
     "check_final_scale",
     "check_readout",
     "check_run",
+    "check_sources",
     "check_value_keys",
     "decode_each",
     "decode_text",

@@ -38,6 +38,10 @@ class Activations:
                 "model.run_with_cache(tokens) without a names_filter, or leave cache=None to have the model run."
             )
 
+    def has(self, name: str) -> bool:
+        """Whether the cache holds an activation."""
+        return name in self._names
+
     def require_heads(self, layer: int) -> int:
         """Require what a layer's heads are made of; the number of query positions.
 
@@ -76,8 +80,8 @@ class Activations:
     def residual(
         self, layer: int, sublayer: str, positions: Positions = slice(None)
     ) -> Float[Tensor, "batch *pos d_model"]:
-        """The residual stream that a sublayer reads: x_pre for attention, x_mid for an FFN after it."""
-        stage = "pre" if sublayer == "attn" or self._view.layer(layer).parallel else "mid"
+        """The residual stream that a sublayer reads: x_pre for attention and mixers, x_mid for an FFN after it."""
+        stage = "pre" if sublayer != "mlp" or self._view.layer(layer).parallel else "mid"
         return self._get(f"blocks.{layer}.hook_resid_{stage}", positions)
 
     def final_residual(self, positions: Positions = slice(None)) -> Float[Tensor, "batch *pos d_model"]:
@@ -88,7 +92,7 @@ class Activations:
         self, layer: int, sublayer: str, positions: Positions = slice(None)
     ) -> Float[Tensor, "batch *pos d_model"]:
         """What a sublayer adds to the residual stream (after a post-norm and a residual multiplier)."""
-        return self._get(f"blocks.{layer}.hook_{sublayer}_out", positions)
+        return self._get(self._view.layer(layer).output_hook(sublayer), positions)
 
     def embeddings(self, positions: Positions = slice(None)) -> dict[str, Float[Tensor, "batch *pos d_model"]]:
         """What enters layer 0, by TransformerLens's labels: `embed`, and `pos_embed` where it is added by itself.

@@ -133,22 +133,22 @@ def check_value_keys(view: ModelView, layer: int, activations: Activations, posi
 
 def _check_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
     number = layer.layer
-    other = layer.mixers()
-    if other or not (layer.has_attn or layer.has_ffn):
+    if layer.unknown() or not layer.sublayers:
         raise UnsupportedModelError(
-            f"{view.name}: layer {number} mixes positions by something that is no attention ({', '.join(other)}), "
-            f"which is not covered; {_way_out(view)}."
+            f"{view.name}: layer {number} holds something that is no attention, no FFN and no known mixer "
+            f"({', '.join(layer.unknown()) or 'one opaque module'}), which is not covered; {_way_out(view)}."
         )
     x = activations.residual(number, "attn", position)
     last = number == view.n_layers - 1
     after = activations.final_residual(position) if last else activations.residual(number + 1, "attn", position)
     parts = x
-    if layer.has_attn:
-        parts = parts + activations.output(number, "attn", position)
+    first = [sublayer for sublayer in layer.sublayers if sublayer != "mlp"]
+    for sublayer in first:
+        parts = parts + activations.output(number, sublayer, position)
     if layer.has_ffn and not layer.parallel:
         mid = activations.residual(number, "mlp", position)
-        if layer.has_attn:
-            _require_equal(view, number, "resid_pre + attn_out is not resid_mid", parts, mid)
+        if first:
+            _require_equal(view, number, f"resid_pre + {'_out + '.join(first)}_out is not resid_mid", parts, mid)
         parts = mid
     if layer.has_ffn:
         parts = parts + activations.output(number, "mlp", position)
@@ -178,13 +178,28 @@ def _check_attention(view: ModelView, layer: Layer, activations: Activations, po
     expected = activations.output(number, "attn", position)
     size = _size(z, attention.W_O) * attention.passage.stretch(scale)
     _require_equal(view, number, "its heads do not add up to its attention output", out, expected, size)
-    try:
-        values = activations.values(number, attention.n_heads)
-    except UnsupportedModelError:
-        return  # refused by name when source positions are asked for
-    pattern = activations.pattern(number, position)
-    mixed = einops.einsum(pattern, values, "batch head key, batch key head e -> batch head e")
-    _require_equal(view, number, "its values, weighted by its pattern, do not add up to its z", mixed, z)
+
+
+def check_sources(view: ModelView, activations: Activations, layer: int, positions: Positions) -> None:
+    """Check that a layer's values, weighted by its pattern, add up to its z; no check where a cache has no z.
+
+    Raises:
+        UnsupportedModelError: if they do not, so that heads cannot be told apart by source position.
+    """
+    if not activations.has(f"blocks.{layer}.attn.hook_z"):
+        return
+    attention = view.layer(layer).attention()
+    z = activations.z(layer, positions)
+    pattern, values = activations.pattern(layer, positions), activations.values(layer, attention.n_heads)
+    mixed = torch.einsum("bh...k,bkhe->b...he", pattern, values)
+    size = z.abs().max().item()
+    error = (mixed - z.reshape(mixed.shape)).abs().max().item()
+    if not error <= _SUM_TOLERANCE[view.dtype] * size:
+        raise UnsupportedModelError(
+            f"{view.name}: layer {layer}'s values, weighted by its pattern, do not add up to its z (off by {error:.2g} "
+            f"where entries reach {size:.2g}): something acts on z after the mixing (a gate, as in Qwen 3 Next, or a "
+            "hook), so it cannot be told apart by source position; ask for heads, by='head' or trace.heads()."
+        )
 
 
 def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:

@@ -142,8 +142,8 @@ def _hooked_norm(module: Any) -> Norm:
 def _stores_gain_minus_one(module: Any, wrapped: Any, cfg: Any) -> bool:
     if hasattr(module, "uses_weight_offset"):  # 4.x
         return bool(module.uses_weight_offset)
-    # 3.x: the Gemma family says so in its configuration; Nemotron's layer norm only in its name.
-    if type(wrapped).__name__ == "NemotronLayerNorm1P":
+    # 3.x: the Gemma family says so in its configuration, these only in their names.
+    if type(wrapped).__name__ in ("NemotronLayerNorm1P", "Qwen3NextRMSNorm", "Qwen3_5RMSNorm"):
         return True
     return bool(module.uses_rms_norm and getattr(cfg, "rmsnorm_uses_offset", False))
 
@@ -224,6 +224,16 @@ def softmaxes(model: Any) -> tuple[Columns, ...]:
         return tuple(own())
     linear = type(unembed).__name__ == "Unembed" if wrapped is None else isinstance(wrapped, torch.nn.Linear)
     return (Columns((model.W_U.detach(),), model.b_U.detach()),) if linear else ()
+
+
+def is_parallel_block(model: Any, block: Any) -> bool:
+    """Whether attention and FFN are said to read the same input.
+
+    That a bridge has no hook between them is not enough: OLMo Hybrid on 3.x has none either.
+    """
+    if is_hooked(model):
+        return bool(getattr(model.cfg, "parallel_attn_mlp", False))
+    return any(cls.__name__ == "ParallelBlockBridge" for cls in type(block).__mro__)
 
 
 def is_latent_attention(attn: Any) -> bool:

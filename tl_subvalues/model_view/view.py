@@ -88,20 +88,28 @@ class ModelView:
         return torch.float64 if self.dtype == torch.float64 else torch.float32
 
     def hooks(self) -> list[str]:
-        """Names of all cached activations that a trace needs of this model."""
+        """Names of all cached activations that a trace needs of this model.
+
+        Raises:
+            UnsupportedModelError: if the model has no attention at all.
+        """
+        if not any(layer.has_attn for layer in self.layers):
+            raise UnsupportedModelError(
+                f"{self.name} has no attention sublayer in any layer (a pure state-space model, or one that keeps "
+                "attention inside a mixer), so it has no heads and source positions: use a model with attention."
+            )
         names: list[str | None] = []
         for layer in self.layers:
             block = f"blocks.{layer.layer}."
             names.append(f"{block}hook_resid_pre")
             if layer.has_attn:
                 names += [f"{block}{name}" for name in ("attn.hook_v", "attn.hook_pattern", "attn.hook_z")]
-                names.append(f"{block}hook_attn_out")
                 names.append(layer.post_scale_hook("attn"))
+            names += [layer.output_hook(sublayer) for sublayer in layer.sublayers]
             if layer.has_ffn:
                 if not layer.parallel:
                     names.append(f"{block}hook_resid_mid")
-                names += [layer.neuron_hook(), f"{block}hook_mlp_out"]
-                names.append(layer.post_scale_hook("mlp"))
+                names += [layer.neuron_hook(), layer.post_scale_hook("mlp")]
         names.append(f"blocks.{self.n_layers - 1}.hook_resid_post")
         if self.readout.norm is not None:
             names.append("ln_final.hook_scale")

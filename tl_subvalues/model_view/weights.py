@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.labels import MIXERS
 from tl_subvalues.model_view import host
 from tl_subvalues.model_view.experts import MixtureOfExperts, unwrapped
 from tl_subvalues.norms import Norm, Passage
@@ -80,15 +81,30 @@ class Layer:
         self.has_attn = "attn" in self._modules
         self.has_ffn = "mlp" in self._modules
 
+    @property
     def mixers(self) -> list[str]:
-        """Sublayers of other kinds: convolutions, state spaces, linear attention."""
+        """Sublayers in attention's place or beside it: convolutions, state spaces, linear attention."""
+        return [name for name in MIXERS if name in self._modules]
+
+    @property
+    def sublayers(self) -> list[str]:
+        """All sublayers, in order of computation."""
+        return ["attn"] * self.has_attn + self.mixers + ["mlp"] * self.has_ffn
+
+    def unknown(self) -> list[str]:
+        """Modules of the block that are no sublayer and no norm of those that are known."""
         known = ("attn", "mlp", "ln", "norm", "hook", "_original_component")
-        return [name for name in self._modules if not name.startswith(known)]
+        return [name for name in self._modules if not name.startswith(known) and name not in MIXERS]
+
+    def output_hook(self, sublayer: str) -> str:
+        """Full name of the hook that holds what a sublayer adds to the residual stream."""
+        return f"blocks.{self.layer}." + (f"{sublayer}.hook_out" if sublayer in MIXERS else f"hook_{sublayer}_out")
 
     @property
     def parallel(self) -> bool:
         """Whether attention and FFN read the same input: such a block has no residual stream between them."""
-        return f"blocks.{self.layer}.hook_resid_mid" not in self._hook_names
+        between = f"blocks.{self.layer}.hook_resid_mid" in self._hook_names
+        return not between and host.is_parallel_block(self._model, self._block)
 
     @property
     def latent(self) -> bool:
@@ -193,11 +209,9 @@ class Layer:
         return None
 
     def _refusal(self, reason: str) -> UnsupportedModelError:
-        layers = (Layer(self._model, i, self._hook_names) for i in range(len(self._model.blocks)))
-        whole = "" if any(layer.mixers() for layer in layers) else ", and whole sublayers by trace.layers()"
         return UnsupportedModelError(
             f"{host.model_name(self._model)}: layer {self.layer} {reason}; the layers that have what you ask for can "
-            f"still be decomposed one by one{whole}."
+            "still be decomposed one by one, and whole sublayers by trace.layers()."
         )
 
 
