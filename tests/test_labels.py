@@ -66,6 +66,11 @@ def test_attn_neuron_labels_round_trip(layer, head, dim, position):
     assert found == Component("attn_neuron", layer, "attn", head=head, dim=dim, position=position)
 
 
+def test_an_attention_neuron_at_all_source_positions():
+    """Without @ it is that index of the head, whatever it reads."""
+    assert parse_label("L23H4D38") == Component("attn_neuron", 23, "attn", head=4, dim=38, position=None)
+
+
 @given(layer=numbers, neuron=numbers)
 def test_ffn_neuron_labels_round_trip(layer, neuron):
     """An FFN neuron's label names its layer and neuron, and belongs to the FFN."""
@@ -93,7 +98,7 @@ def test_expert_neuron_labels_round_trip(layer, expert, neuron):
         "L23H-4",
         "L23H4@",
         "L23H4@-1",
-        "L23H4D38",  # an attention neuron stands at a source position
+        "L23D38",
         "L23D38@3",
         "L23H4@3D38",
         "L24N1005@3",
@@ -116,7 +121,9 @@ def test_nonsense_is_refused_with_the_forms_there_are(nonsense):
         parse_label(nonsense)
     message = str(caught.value)
     assert repr(nonsense) in message
-    for example in ("24_attn_out", "24_mlp_out", "L23H4", "L23H4@3", "L23H4D38@3", "L24N1005", "L3E5N10"):
+    for example in (
+        *("24_attn_out", "24_mlp_out", "L23H4", "L23H4@3", "L23H4D38@3", "L23H4D38", "L24N1005", "L3E5N10"),
+    ):
         assert repr(example) in message
         assert parse_label(example)  # what the sentence advises works
 

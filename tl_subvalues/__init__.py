@@ -7,6 +7,7 @@ from tl_subvalues import baevski18
 from tl_subvalues.batch import TraceBatch, trace_batch
 from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
 from tl_subvalues.importance import log_prob_increase, prob_increase
+from tl_subvalues.intervene import ablation_hooks
 from tl_subvalues.models import load_model
 from tl_subvalues.readout import Readout
 from tl_subvalues.subvalues import attn_subvalues, ffn_subvalues
@@ -18,6 +19,7 @@ __all__ = [
     "TraceBatch",
     "UnknownWordsWarning",
     "UnsupportedModelError",
+    "ablation_hooks",
     "attn_subvalues",
     "baevski18",
     "ffn_subvalues",

@@ -1,7 +1,8 @@
-"""What a component is called: `24_mlp_out`, `L23H4`, `L23H4@3`, `L23H4D38@3`, `L24N1005`, `L3E5N10`.
+"""What a component is called: `24_mlp_out`, `L23H4`, `L23H4@3`, `L23H4D38@3`, `L23H4D38`, `L24N1005`, `L3E5N10`.
 
 The labels are TransformerLens's where it has one (`ActivationCache.decompose_resid`, `stack_head_results`,
 `stack_neuron_results`), extended by a source position (`@3`), an index inside a head (`D38`) and an expert (`E5`).
+An attention neuron without a source position is that index of the head whatever it reads.
 A layer's shared expert is counted after its routed ones: `L3E8N10` where there are eight of those.
 """
 
@@ -19,7 +20,7 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
     ("sublayer", re.compile(rf"(?P<layer>\d+)_(?P<sublayer>attn|mlp|{'|'.join(MIXERS)})_out", re.ASCII)),
     ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)", re.ASCII)),
     ("head_position", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)@(?P<position>\d+)", re.ASCII)),
-    ("attn_neuron", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)@(?P<position>\d+)", re.ASCII)),
+    ("attn_neuron", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)(?:@(?P<position>\d+))?", re.ASCII)),
     ("ffn_neuron", re.compile(r"L(?P<layer>\d+)N(?P<neuron>\d+)", re.ASCII)),
     ("ffn_neuron", re.compile(r"L(?P<layer>\d+)E(?P<expert>\d+)N(?P<neuron>\d+)", re.ASCII)),
 )
@@ -98,9 +99,10 @@ def parse_label(label: str) -> Component:
         if match:
             fields = match.groupdict()
             sublayer = fields.pop("sublayer", "mlp" if kind == "ffn_neuron" else "attn")
-            return Component(kind, sublayer=cast(Sublayer, sublayer), **{name: int(n) for name, n in fields.items()})
+            numbers = {name: int(value) for name, value in fields.items() if value is not None}
+            return Component(kind, sublayer=cast(Sublayer, sublayer), **numbers)
     raise ValueError(
         f"{label!r} is not a label; labels look like '24_attn_out' or '24_mlp_out' (sublayer), 'L23H4' (head), "
-        "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron), 'L24N1005' (FFN neuron), 'L3E5N10' "
-        "(FFN neuron of an expert)."
+        "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron; 'L23H4D38' at all source positions), "
+        "'L24N1005' (FFN neuron), 'L3E5N10' (FFN neuron of an expert)."
     )

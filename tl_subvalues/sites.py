@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Literal
 
@@ -109,6 +109,8 @@ class Parts:
         Raises:
             ValueError: if it is none of the parts.
         """
+        if component.kind == "attn_neuron" and component.position is None:  # the same row at every source position
+            component = replace(component, position=0)
         index = self.index(component)
         if isinstance(self.subvalues, NeuronSubvalues):
             return _row(self.subvalues, index % len(self.subvalues.directions))
@@ -216,6 +218,7 @@ class Run:
             return self
         other = copy.copy(self)
         other.__dict__.pop("sites", None)
+        other._experts = {}
         other.position = position
         return other
 
@@ -248,10 +251,13 @@ class Run:
     def bias(self, site: Site) -> Float[Tensor, " d_model"]:
         """The constant part of what a sublayer adds: what its heads or neurons leave of its output."""
         layer = self.view.layer(site.layer)
-        attn = site.sublayer == "attn"
-        passage, bias = (
-            (layer.attention().passage, layer.attention().b_O) if attn else (layer.ffn().passage, layer.ffn().b_out)
-        )
+        if site.sublayer == "attn":
+            passage, bias = layer.attention().passage, layer.attention().b_O
+        elif (mixture := layer.mixture()) is not None:
+            routed = self.activations.experts(site.layer, self.position)
+            passage, bias = mixture.passage, None if routed.bias is None else routed.bias[0]
+        else:
+            passage, bias = layer.ffn().passage, layer.ffn().b_out
         constant = torch.zeros_like(site.output) if bias is None else bias.to(site.output)
         return passage.carry_bias(constant, self._post_scale(site.layer, site.sublayer))
 

@@ -16,6 +16,7 @@ from tl_subvalues.components import through_head, written
 from tl_subvalues.curve import curve_of
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance import as_prob_increase
+from tl_subvalues.intervene import ablate
 from tl_subvalues.labels import sublayer_label
 from tl_subvalues.model_view import (
     Activations,
@@ -320,6 +321,12 @@ class Trace(Pictures):
         top = require_top(top)
         labels, increases = value_neurons_in(values)
         return query_table(unit, query_scores(self.run, labels, increases, unit), top, self.str_tokens)
+
+    def ablate(
+        self, labels: Any, *, mode: str | float = "zero", position: int | None = None, reference: Any = None
+    ) -> pd.Series:
+        """The target's log_prob, prob and rank, `_before` and `_after`; arguments and errors as `ablation_hooks`."""
+        return pd.Series(ablate(self._view, self, labels, mode, position, reference))
 
     def _bs_values(self, labels: Sequence[str], through: str | None) -> Iterator[Float[Tensor, " vocab"]]:
         """Bs-values of labelled components one by one, the vocabulary read once for every few of them."""

@@ -14,6 +14,7 @@ from tl_subvalues.model_view.completeness import (
     check_run,
     check_sources,
     check_value_keys,
+    sum_tolerance,
 )
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
 from tl_subvalues.model_view.host import boot_bridge
@@ -43,5 +44,6 @@ __all__ = [
     "decode_text",
     "prompt_tokens",
     "resolve_target",
+    "sum_tolerance",
     "view_of",
 ]

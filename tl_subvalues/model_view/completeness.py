@@ -30,6 +30,11 @@ _LOGIT_TOLERANCE = {torch.float64: 2e-6, torch.float32: 2e-5, torch.float16: 5e-
 _NUMBERS = 1 << 24
 
 
+def sum_tolerance(view: ModelView) -> float:
+    """By how much sums of parts may be off for rounding, relative to what is summed."""
+    return _SUM_TOLERANCE[view.dtype]
+
+
 def check_run(view: ModelView, activations: Activations, position: int) -> None:
     """Check one prompt's run at one position: no NaN, blocks add up, heads and neurons add up to their sublayer.
 

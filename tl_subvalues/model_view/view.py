@@ -12,6 +12,9 @@ from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view import host
 from tl_subvalues.model_view.weights import Layer, ReadoutPieces
 
+# Integers of as many bytes, to read a weight's bits as a number.
+_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
 
 class ModelView:
     """One TransformerLens model, whatever its class and release. Made by `view_of`; holds no copy of the weights."""
@@ -82,6 +85,14 @@ class ModelView:
         """Changes whenever a weight is written to or replaced."""
         return tuple((p.data_ptr(), p._version) for p in self.model.parameters())
 
+    def checksum(self) -> int:
+        """Changes with any weight's value, and with nothing else: the same in another process and on another device."""
+        total = 0
+        for number, parameter in enumerate(self.model.parameters()):
+            bits = parameter.detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
+            total = (total * 31 + number + int(bits.sum(dtype=torch.int64))) % 2**63
+        return total
+
     @property
     def compute_dtype(self) -> torch.dtype:
         """float64 for a float64 model, float32 for all others."""
@@ -138,6 +149,13 @@ class ModelView:
                 "has no pattern): use a pre-norm model, booted by TransformerBridge.boot_transformers."
             )
         return logits[0], cache
+
+    def logits(
+        self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[tuple[str, Any]]
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """Logits of one forward pass under hooks that are gone afterwards, also after an exception."""
+        logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks))
+        return logits
 
     def run_batch(self, prompts: Sequence[Tensor]) -> list[tuple[Tensor, Any]]:
         """One forward pass over several prompts: logits and a cache for each, as `run` gives them, padding cut off.

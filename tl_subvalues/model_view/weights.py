@@ -184,6 +184,17 @@ class Layer:
             return None
         return f"blocks.{self.layer}.mlp.{name}"
 
+    def hook(self, name: str) -> str:
+        """Full name of one of the block's hooks, such as `mlp.hook_post`.
+
+        Raises:
+            UnsupportedModelError: if the block has no such hook.
+        """
+        full = f"blocks.{self.layer}.{name}"
+        if full not in self._hook_names:
+            raise self._refusal(f"has no {name} to intervene at")
+        return full
+
     def passage(self, sublayer: str) -> Passage:
         """What stands between a sublayer's sum and the residual stream."""
         name = self.post_norm_name(sublayer)

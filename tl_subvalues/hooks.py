@@ -1,0 +1,252 @@
+"""Hook functions that put something else in a component's place, for whole batches or with a set of components a row.
+
+Each edits one hook of one layer; what it needs of that run's earlier hooks it keeps until then.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.labels import Component
+from tl_subvalues.model_view import ModelView, sum_tolerance
+from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.reference import Means, Place
+
+HookFunction = Callable[..., Tensor | None]
+Hook = tuple[str, HookFunction]
+
+
+@dataclass(frozen=True)
+class Mode:
+    """What takes a component's place: its value times a factor, or its mean where there is one."""
+
+    factor: float = 0.0
+    means: Means | None = None
+
+    def replacement(self, value: Tensor, place: Place) -> Tensor:
+        """What is put where a component with this value was."""
+        if self.means is not None:
+            return self.means[place].to(value)
+        return torch.zeros_like(value) if self.factor == 0.0 else value * self.factor
+
+
+def places(component: Component) -> list[Place]:
+    """Where a component's value is seen: (layer, what, source position)."""
+    if component.kind == "sublayer":
+        return [(component.layer, component.sublayer, None)]
+    if component.kind == "ffn_neuron":
+        return [(component.layer, "post", None)]
+    return [(component.layer, "z", component.position)]
+
+
+def make_hooks(
+    view: ModelView, rows: Sequence[Sequence[Component]], mode: Mode, position: int | None = None
+) -> list[Hook]:
+    """Hooks for one set of components in every prompt of a batch, or for a set of its own in each.
+
+    Args:
+        view: the model.
+        rows: one set, or as many as the batch has prompts.
+        mode: what takes the components' place.
+        position: where, None for everywhere.
+    """
+    sets: dict[tuple[int, str], list[list[Component]]] = {}
+    for row, chosen in enumerate(rows):
+        for component in chosen:
+            (layer, what, _), *_ = places(component)
+            sets.setdefault((layer, what), [[] for _ in rows])[row].append(component)
+    hooks: list[Hook] = []
+    for (layer, what), by_row in sorted(sets.items()):
+        if what == "post":
+            hooks.append(_ffn_hook(view, layer, by_row, mode, position))
+        elif what == "z":
+            hooks += _head_hooks(view, layer, by_row, mode, position)
+        else:
+            hooks.append(_sublayer_hook(view, layer, what, by_row, mode, position))
+    return hooks
+
+
+def _one_after_another(first: HookFunction, second: HookFunction) -> HookFunction:
+    def both(value: Tensor, hook: Any) -> Tensor | None:
+        return second(first(value, hook), hook)
+
+    return both
+
+
+def _sublayer_hook(
+    view: ModelView, layer: int, what: str, chosen: Sequence[Sequence[Component]], mode: Mode, position: int | None
+) -> Hook:
+    mask = torch.tensor([bool(row) for row in chosen])[:, None, None]
+
+    def knock_out_sublayer(value: Tensor, hook: Any) -> Tensor:
+        where = _where(mask, value, position, 1)
+        return _replaced(value, where, mode.replacement(value, (layer, what, None)))
+
+    return view.layer(layer).hook(f"hook_{what}_out"), knock_out_sublayer
+
+
+def _ffn_hook(
+    view: ModelView, layer: int, chosen: Sequence[Sequence[Component]], mode: Mode, position: int | None
+) -> Hook:
+    n_neurons = view.layer(layer).ffn().W_out.shape[0]
+    mask = torch.zeros(len(chosen), 1, n_neurons, dtype=torch.bool)
+    for row, found in enumerate(chosen):
+        mask[row, 0, [component.neuron for component in found]] = True
+
+    def knock_out_neurons(value: Tensor, hook: Any) -> Tensor:
+        if value.shape[-1] != n_neurons:
+            raise UnsupportedModelError(
+                f"{view.name}: layer {layer} passes {value.shape[-1]} coefficients for {n_neurons} FFN neurons, so "
+                "they cannot be knocked out one by one; whole sublayers still can."
+            )
+        where = _where(mask, value, position, 1)
+        return _replaced(value, where, mode.replacement(value, (layer, "post", None)))
+
+    return view.layer(layer).hook("mlp.hook_post"), knock_out_neurons
+
+
+def _head_hooks(
+    view: ModelView, layer: int, chosen: Sequence[Sequence[Component]], mode: Mode, position: int | None
+) -> list[Hook]:
+    """Heads and attention neurons of one layer."""
+    n_heads, d_head, _ = view.layer(layer).attention().W_O.shape
+    nothing = torch.zeros(len(chosen), 1, n_heads, d_head, dtype=torch.bool)
+    whole, by_source = nothing.clone(), dict[int, Tensor]()
+    for row, found in enumerate(chosen):
+        for component in found:
+            p = component.position
+            mask = whole if p is None else by_source.setdefault(p, nothing.clone())
+            mask[row, 0, component.head, slice(None) if component.dim is None else component.dim] = True
+    # What is knocked out whole is not taken out once more, source by source.
+    sources = {p: left for p, mask in sorted(by_source.items()) if (left := mask & ~whole).any()}
+    block = view.layer(layer)
+
+    def knock_out_heads(value: Tensor, hook: Any) -> Tensor:
+        z = value.reshape(*value.shape[:-2], n_heads, d_head)  # however the model split it
+        return _replaced(z, _where(whole, z, position, 2), mode.replacement(z, (layer, "z", None))).reshape(value.shape)
+
+    hooks = dict(_source_hooks(view, layer, sources, mode, position)) if sources else {}
+    if whole.any():
+        at_z = block.hook("attn.hook_z")
+        hooks[at_z] = _one_after_another(hooks[at_z], knock_out_heads) if at_z in hooks else knock_out_heads
+    return list(hooks.items())
+
+
+def _source_hooks(
+    view: ModelView,
+    layer: int,
+    sources: Mapping[int, Bool[Tensor, "row 1 head d_head"]],
+    mode: Mode,
+    position: int | None,
+) -> list[Hook]:
+    """Heads and attention neurons at source positions, which are the keys of `sources`."""
+    block, attention = view.layer(layer), view.layer(layer).attention()
+    n_heads, d_head, _ = attention.W_O.shape
+    own_values = attention.W_V is not None and attention.W_V.shape[0] == n_heads
+    if own_values and position is None and mode.means is None:
+        # z is linear in v: for all queries at once the value itself can be scaled, whatever the pattern.
+        def scale_values(values: Tensor, hook: Any) -> Tensor:
+            if values.shape[-2:] != (n_heads, d_head):
+                raise _refusal_of_sources(view, layer, values, n_heads, d_head)
+            for p, mask in sources.items():
+                at = resolve_index(p, values.shape[-3], "source position")
+                where = _where(mask, values, at, 2)
+                values = _replaced(values, where, mode.replacement(values, (layer, "z", p)))
+            return values
+
+        return [(block.hook("attn.hook_v"), scale_values)]
+    heads = torch.stack([mask.flatten(0, 1).any(0).any(-1) for mask in sources.values()]).any(0)
+    seen: dict[str, Tensor] = {}
+
+    def see(name: str) -> HookFunction:
+        def keep_until_z(value: Tensor, hook: Any) -> None:
+            if name == "v":
+                seen.clear()  # what a run that broke off had left
+            seen[name] = value
+
+        return keep_until_z
+
+    def take_out_shares(value: Tensor, hook: Any) -> Tensor:
+        if len(seen) < 2:
+            seen.clear()
+            raise UnsupportedModelError(
+                f"{view.name}: layer {layer} shows its attention pattern only after z, so a source position cannot be "
+                "knocked out like this; with mode='zero' or a factor, and position=None, it can where no heads share "
+                "their values, and whole heads always can."
+            )
+        pattern, values = seen.pop("pattern"), seen.pop("v")
+        values = _by_query_head(view, layer, values, pattern.shape[-1], n_heads, d_head)
+        z = value.reshape(*value.shape[:-2], n_heads, d_head)
+        _require_recorded(view, layer, z, pattern, values, heads)
+        total = z.to(torch.promote_types(z.dtype, pattern.dtype))
+        for p, mask in sources.items():
+            at = resolve_index(p, values.shape[-3], "source position")
+            share = pattern[..., at].transpose(-1, -2)[..., None] * values[..., at, :, :].unsqueeze(-3)
+            changed = total + mode.replacement(share, (layer, "z", p)) - share
+            total = _replaced(total, _where(mask, total, position, 2), changed)
+        return total.to(z.dtype).reshape(value.shape)
+
+    return [
+        (block.hook("attn.hook_v"), see("v")),
+        (block.hook("attn.hook_pattern"), see("pattern")),
+        (block.hook("attn.hook_z"), take_out_shares),
+    ]
+
+
+def _by_query_head(
+    view: ModelView, layer: int, values: Tensor, n_keys: int, n_heads: int, d_head: int
+) -> Float[Tensor, "*batch key head d_head"]:
+    """Values at every source position, one per query head (key/value heads repeated for their group)."""
+    if values.ndim < 3 or values.shape[-3] != n_keys or n_heads % values.shape[-2] or values.shape[-1] != d_head:
+        raise _refusal_of_sources(view, layer, values, n_heads, d_head)
+    return values.repeat_interleave(n_heads // values.shape[-2], dim=-2)
+
+
+def _refusal_of_sources(
+    view: ModelView, layer: int, values: Tensor, n_heads: int, d_head: int
+) -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"{view.name}: layer {layer} has values of shape {tuple(values.shape)} for {n_heads} heads of {d_head}, so a "
+        "source position cannot be knocked out (a layout of its own, or a run with past keys and values); whole heads "
+        "still can."
+    )
+
+
+def _require_recorded(
+    view: ModelView, layer: int, z: Tensor, pattern: Tensor, values: Tensor, heads: Bool[Tensor, " head"]
+) -> None:
+    """Raise unless z, at the heads concerned, is made of the pattern and values that were seen."""
+    chosen = heads.nonzero().flatten().to(z.device)
+    exact = torch.promote_types(pattern.dtype, torch.float32)
+    mine = pattern.index_select(-3, chosen).to(exact)
+    made = torch.einsum("...hqk,...khe->...qhe", mine, values.index_select(-2, chosen).to(exact))
+    theirs = z.index_select(-2, chosen).to(exact)
+    error = float((made - theirs).abs().max())
+    if not error <= sum_tolerance(view) * float(theirs.abs().max()):
+        raise ValueError(
+            f"layer {layer}: z of the heads {chosen.tolist()} is not their pattern times their values (off by "
+            f"{error:.2g}), so no source position's share can be taken out; if other hooks are in use, list those that "
+            "edit values or the pattern before the ablation's, and those that edit z after them."
+        )
+
+
+def _where(mask: Bool[Tensor, "row 1 *rest"], value: Tensor, position: int | None, axes: int) -> Bool[Tensor, "..."]:
+    """The mask of what to replace: `mask`, at one position or all; `axes` follow the position's in `value`."""
+    n_positions = value.shape[-axes - 1]
+    if len(mask) > 1 and (value.ndim != axes + 2 or len(value) != len(mask)):
+        raise ValueError(f"{len(mask)} sets of components need a batch of as many prompts, got {tuple(value.shape)}.")
+    at = torch.ones(n_positions, dtype=torch.bool, device=value.device)
+    if position is not None:
+        at.zero_()
+        at[resolve_index(position, n_positions, "position")] = True
+    where = mask.to(value.device) & at.reshape(n_positions, *(1 for _ in range(axes)))
+    return where if value.ndim == axes + 2 else where[0]
+
+
+def _replaced(value: Tensor, where: Tensor, replacement: Tensor) -> Tensor:
+    return torch.where(where, replacement, value)
