@@ -28,7 +28,7 @@ ORDER = [
     ["tables", "plots"],
     ["pictures"],
     ["trace"],
-    ["batch"],
+    ["batch", "rankings"],
     ["report"],
     ["__init__"],
     ["cli"],

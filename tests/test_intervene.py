@@ -169,7 +169,7 @@ def test_as_by_hand_on_the_hugging_face_model(
         ["L0N3", "L1N7", "L1N8"],
         ["L0H1", "L1H2"],
         ["L0H3D5", "L1H3D2"],
-        ["L0H3D5@2"] + [f"L0H{h}@{p}" for h in (0, 2) for p in (1, 3, 5)],
+        ["L0H3D5@2", "L0H0@1", "L0H1@3", "L0H2@5"],
         ["L1H1@0"],
         ["0_attn_out"],
         ["1_mlp_out"],
@@ -180,7 +180,9 @@ def test_as_by_hand_on_the_hugging_face_model(
             hand.ablate(label)
         found = log_probs(model, tokens, tlsv.ablation_hooks(model, labels, mode=mode, position=position))
         assert torch.allclose(found, hand.log_probs(), rtol=0, atol=TOLERANCE), labels
-        assert (found - base).abs().max() > 5 * TOLERANCE, labels
+        # A random head may look elsewhere from one position, but not from all.
+        if position is None or "@" not in labels[0]:
+            assert (found - base).abs().max() > 5 * TOLERANCE, labels
 
 
 # Over all families: the sublayer's output is what the parts that are left give, and the rest of the model follows.

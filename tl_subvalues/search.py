@@ -56,6 +56,16 @@ class Candidates:
     log_p: tuple[Float[Tensor, "group _"], ...]  # the target's distributions at the residuals, one for each softmax
     mean: tuple[Float[Tensor, "group _"], ...]  # expected readout columns under log_p; () where no bound holds
     groups: Sequence[Subvalues]
+    by_prob: bool = False  # whether they are ranked by probability increase instead of log-probability increase
+
+    def measured(self, increase: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What is ranked by: within a group either increase grows with the other, so what bounds one bounds both."""
+        if not self.by_prob:
+            return increase
+        base = self.log_p[:, self.token].cpu()[group]
+        # expm1 keeps the digits of small increases; large bounds on top of a tiny probability would overflow it.
+        small = base.exp() * torch.expm1(increase.clamp(max=20.0))
+        return torch.where(increase < 20.0, small, (base + increase).exp() - base.exp())
 
     @cached_property
     def starts(self) -> Int[Tensor, " groups_and_end"]:
@@ -157,16 +167,20 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
     promise = candidates.residuals.new_empty(total, device="cpu")
     for i, (site, parts) in enumerate(zip(sites, candidates.groups, strict=True)):
         bound = site.upper(parts) if largest else site.lower(parts)
-        promise[candidates.starts[i] : candidates.starts[i + 1]] = sign * bound.cpu()
+        group = torch.full((len(bound),), i)
+        promise[candidates.starts[i] : candidates.starts[i + 1]] = sign * candidates.measured(bound.cpu(), group)
     # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more.
     block = candidates.readout.block_sizes[0]
     step = -(-top // block) * block
     found, order = promise.new_zeros(0), torch.zeros(0, dtype=torch.long)
+    increase = found
     ahead = _by_promise(promise, 4 * step)  # a window of what comes next; the whole order would be twice the bounds
     with tqdm(total=total, disable=not show_progress, unit="subvalue") as bar:
         while True:
             order = torch.cat([order, ahead[:step]])
-            found = torch.cat([found, sign * candidates.evaluate(ahead[:step])])
+            new = candidates.evaluate(ahead[:step])
+            increase = torch.cat([increase, new])
+            found = torch.cat([found, sign * candidates.measured(new, candidates.locate(ahead[:step])[0])])
             ahead = ahead[step:]
             bar.update(len(order) - bar.n)
             if len(order) < total and not len(ahead):
@@ -177,7 +191,7 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
                 break
             step = block * max(1, step // block // 2)
     left = float(sign * promise[ahead[0]]) if len(ahead) else None
-    return _ranking(candidates, order, sign * found, top, largest, "bound", left, None)
+    return _ranking(candidates, order, increase, top, largest, "bound", left, None)
 
 
 def _by_promise(promise: Float[Tensor, " all"], n: int) -> Int[Tensor, " n"]:
@@ -198,9 +212,10 @@ def _ranking(
     """The top of what was evaluated, ties in order of computation."""
     by_number = torch.argsort(number)
     number, increase = number[by_number], increase[by_number]
-    order = torch.sort(increase, descending=largest, stable=True).indices[:top]
+    measured = candidates.measured(increase, candidates.locate(number)[0])
+    order = torch.sort(measured, descending=largest, stable=True).indices[:top]
     group, index = candidates.locate(number[order])
     best = increase[order]
-    kth = float(best[-1]) if len(best) else None
+    kth = float(measured[order[-1]]) if len(order) else None
     certificate = Certificate(method, int(candidates.starts[-1]), len(number), kth, last_bound, reason)
     return Ranking(group, index, best, certificate)
