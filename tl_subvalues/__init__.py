@@ -4,8 +4,11 @@ Method: Yu & Ananiadou, "Locating Factual Knowledge in Large Language Models" (a
 """
 
 from tl_subvalues import baevski18
+from tl_subvalues.answer import trace_answer
 from tl_subvalues.batch import TraceBatch, trace_batch
+from tl_subvalues.collect import collect
 from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
+from tl_subvalues.evaluate import evaluate
 from tl_subvalues.importance import log_prob_increase, prob_increase
 from tl_subvalues.intervene import ablation_hooks
 from tl_subvalues.models import load_model
@@ -24,10 +27,13 @@ __all__ = [
     "ablation_hooks",
     "attn_subvalues",
     "baevski18",
+    "collect",
+    "evaluate",
     "ffn_subvalues",
     "load_model",
     "log_prob_increase",
     "prob_increase",
     "trace",
+    "trace_answer",
     "trace_batch",
 ]

@@ -18,7 +18,7 @@ from tl_subvalues.model_view.completeness import (
 )
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
 from tl_subvalues.model_view.host import boot_bridge
-from tl_subvalues.model_view.tokens import decode_each, decode_text, prompt_tokens, resolve_target
+from tl_subvalues.model_view.tokens import answer_tokens, decode_each, decode_text, prompt_tokens, resolve_target
 from tl_subvalues.model_view.view import ModelView, view_of
 from tl_subvalues.model_view.weights import FFN, Attention, Layer, ReadoutPieces
 
@@ -32,6 +32,7 @@ __all__ = [
     "ModelView",
     "ReadoutPieces",
     "Routed",
+    "answer_tokens",
     "boot_bridge",
     "check_experts",
     "check_ffn_keys",

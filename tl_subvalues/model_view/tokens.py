@@ -64,6 +64,19 @@ def resolve_target(view: ModelView, target: Any) -> int:
     return int(target)
 
 
+def answer_tokens(view: ModelView, answer: Any) -> Int[Tensor, " pos"]:
+    """The token ids of an answer: text, tokenised on its own and without a BOS token, or ids.
+
+    Raises:
+        ValueError: as `prompt_tokens`, and for an answer without tokens.
+    """
+    tokens = _encode(view, answer, prepend_bos=False) if isinstance(answer, str) else _as_ids(answer)
+    if tokens.numel() == 0:
+        raise ValueError("the answer has no tokens; pass text, or at least one token id.")
+    _require_in_vocabulary(view, tokens.tolist(), view.readout.d_vocab)
+    return tokens
+
+
 def decode_each(view: ModelView, ids: Sequence[int]) -> list[str]:
     """Each id's own text; `<id>` where the model has no tokenizer."""
     tokenizer = getattr(view.model, "tokenizer", None)

@@ -1,0 +1,184 @@
+"""Does a ranking find the neurons that matter? Over many facts, the top k of each ranking are knocked out.
+
+For every fact, the top k FFN neurons of each ranking are set to zero at every position, and the target's rank,
+probability and log-probability are read again (arXiv 2312.12141, section 4). All of a fact's knock-outs are rows of the
+same prompt, run in batches.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from tl_subvalues.facts import Fact, check_facts, read_rows
+from tl_subvalues.hooks import Mode
+from tl_subvalues.intervene import outcomes
+from tl_subvalues.labels import parse_label
+from tl_subvalues.model_view import ModelView, view_of
+from tl_subvalues.output import require_writable_table, write_table
+from tl_subvalues.rankings import Ranking, Scores, chosen_rankings
+from tl_subvalues.record import record_path, resumed, run_settings
+from tl_subvalues.trace import require_scale, trace
+
+KS = (10, 50, 300)
+MEASURES = ("mrr", "prob", "log_prob")
+# Tokens in a batch of knock-outs: more do not run faster per row on two CPU cores.
+_TOKENS = 256
+_RESAMPLES = 1000
+
+
+def evaluate(
+    model: Any,
+    facts: Any,
+    *,
+    rankings: Mapping[str, Scores] | Sequence[str] | None = None,
+    ks: Sequence[int] = KS,
+    seed: int = 0,
+    by: str | Sequence[str] | None = None,
+    scale: str = "frozen",
+    prepend_bos: bool | None = None,
+    on_error: str = "stop",
+    out: Any = None,
+    record: Any = None,
+    show_progress: bool = False,
+) -> pd.DataFrame:
+    """Compare rankings of FFN neurons by what knocking out their top k does to the target, over many facts.
+
+    Args:
+        model: a TransformerLens model.
+        facts: a DataFrame, or a CSV file's path, with columns prompt and target (text of one token, or its id).
+        rankings: names out of `tlsv.RANKINGS` or a dictionary of functions from a trace to scores; None is all of
+            `tlsv.RANKINGS`. "random" is always among them.
+        ks: how many neurons to knock out.
+        seed: of the random ranking and of the bootstrap.
+        by: a column (or columns) of the facts: one set of rows for each of its values, in front.
+        scale: as in `trace`, for the rankings that read the residual stream.
+        prepend_bos: as in `trace`.
+        on_error: "stop" refuses facts with bad rows, naming them by line; "skip" leaves those out and lists them in
+            `attrs["skipped"]`.
+        out: a .parquet or .csv file to write the table to.
+        record: a file that keeps what is done, fact by fact, so that the same call continues after a kill; None is
+            `out` + ".record.jsonl", or no record without `out`. It stays when the work is done, and other settings
+            are refused a record that is not theirs. A ranking of your own is known to it by its name only.
+        show_progress: show a progress bar over the facts.
+
+    Returns:
+        One row for each ranking and k: ranking, k, n_facts; mrr (mean reciprocal rank), prob and log_prob (nats), means
+        over the facts, each `_before` and `_after`; and for each of these `_low` and `_high`, the 95% percentile
+        interval of a bootstrap over the facts.
+
+    Raises:
+        ValueError: for bad facts, rankings, ks or files, and a record of other settings.
+        UnsupportedModelError: as `trace`, and for models without FFN neurons.
+    """
+    view = view_of(model)
+    require_scale(scale)
+    chosen, ks = chosen_rankings(rankings, seed), require_ks(ks)
+    require_writable_table(out)
+    path = record_path(record, out)
+    checked = check_facts(view, read_rows(facts), on_error=on_error, prepend_bos=prepend_bos)
+    groups = _groups(checked.facts, by)
+
+    def work(number: int) -> dict[str, Any]:
+        return {"rows": [asdict(row) for row in knock_outs(view, checked.facts[number], chosen, ks, scale)]}
+
+    settings = run_settings(
+        view, checked.facts, what="evaluate", rankings=list(chosen), ks=list(ks), seed=seed, scale=scale
+    )
+    items = resumed(path, settings, len(checked.facts), work)
+    bar = tqdm(items, total=len(checked.facts), disable=not show_progress, unit="fact")
+    rows = [{"fact": number, **groups[number], **row} for number, item in enumerate(bar) for row in item["rows"]]
+    table = summary(pd.DataFrame(rows), list(groups[0]), seed)
+    table.attrs["skipped"] = checked.skipped
+    if out is not None:
+        write_table(table, out)
+    return table
+
+
+@dataclass(frozen=True)
+class KnockOut:
+    """One fact without the top k of one ranking. Log-probs are in nats, ranks count from 1."""
+
+    ranking: str
+    k: int
+    log_prob_before: float
+    log_prob_after: float
+    rank_before: int
+    rank_after: int
+
+
+def knock_outs(
+    view: ModelView, fact: Fact, rankings: Mapping[str, Ranking], ks: Sequence[int], scale: str
+) -> list[KnockOut]:
+    """One fact: the top of each ranking, and what knocking it out does."""
+    traced = trace(view.model, fact.tokens, fact.target_id, scale=scale)
+    tops = {name: ranking.top(traced, max(ks)) for name, ranking in rankings.items()}
+    parsed = {label: parse_label(label) for top in tops.values() for label in top}
+    sets = [(name, k, [parsed[label] for label in top[:k]]) for name, top in tops.items() for k in ks]
+    batch = max(1, _TOKENS // len(fact.tokens))
+    found = outcomes(view, traced, [[], *(components for _, _, components in sets)], Mode(), batch_size=batch)
+    before, *after = zip(found.log_prob.tolist(), found.rank.tolist(), strict=True)
+    return [
+        KnockOut(name, k, before[0], log_prob, before[1], rank)
+        for (name, k, _), (log_prob, rank) in zip(sets, after, strict=True)
+    ]
+
+
+def summary(rows: pd.DataFrame, by: Sequence[str], seed: int) -> pd.DataFrame:
+    """Means over the facts and their bootstrap intervals, one row for each group, ranking and k.
+
+    Args:
+        rows: one row for each fact, ranking and k: log_prob and rank `_before` and `_after`, and the columns of `by`.
+        by: columns to group by.
+        seed: of the bootstrap.
+    """
+    for when in ("before", "after"):
+        rows[f"mrr_{when}"] = 1.0 / rows[f"rank_{when}"]
+        rows[f"prob_{when}"] = np.exp(rows[f"log_prob_{when}"])
+    measures = [f"{measure}_{when}" for measure in MEASURES for when in ("before", "after")]
+    summed = []
+    for key, group in rows.groupby([*by, "ranking", "k"], sort=False, dropna=False):
+        values = group[measures].to_numpy(dtype=np.float64)
+        low, high = _interval(values, seed)
+        row = dict(zip([*by, "ranking", "k"], key if isinstance(key, tuple) else (key,), strict=True))
+        row["n_facts"] = len(group)
+        row |= dict(zip(measures, values.mean(0).tolist(), strict=True))
+        for name, a, b in zip(measures, low.tolist(), high.tolist(), strict=True):
+            row |= {f"{name}_low": a, f"{name}_high": b}
+        summed.append(row)
+    return pd.DataFrame(summed)
+
+
+def _interval(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """95% percentile interval of the columns' means over resampled rows; the same rows for every ranking."""
+    generator = np.random.default_rng(seed)
+    n = len(values)
+    means = np.stack([values[generator.integers(0, n, n)].mean(0) for _ in range(_RESAMPLES)])
+    low, high = np.percentile(means, [2.5, 97.5], axis=0)
+    return low, high
+
+
+def require_ks(ks: Any) -> tuple[int, ...]:
+    """The numbers of neurons to knock out, in the order given.
+
+    Raises:
+        ValueError: unless they are positive, different numbers.
+    """
+    numbers = tuple(ks) if isinstance(ks, Sequence) and not isinstance(ks, str) else (ks,)
+    if not numbers or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in numbers):
+        raise ValueError(f"ks are positive numbers, got {ks!r}.")
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"ks are different numbers, got {ks!r}.")
+    return numbers
+
+
+def _groups(facts: Sequence[Fact], by: str | Sequence[str] | None) -> list[dict[str, Any]]:
+    """What each fact has in the columns to group by."""
+    names = [] if by is None else [by] if isinstance(by, str) else list(by)
+    missing = [name for name in names if name not in facts[0].columns]
+    if missing:
+        raise ValueError(f"the facts have no column {missing[0]!r} to group by; there are {list(facts[0].columns)}.")
+    return [{name: fact.columns[name] for name in names} for fact in facts]
