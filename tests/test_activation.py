@@ -221,3 +221,70 @@ def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
         if table.attrs["sums_to"] == "coefficient":
             size = table["score"].abs().sum()
             assert abs(table["score"].sum() - row["coefficient"]) < 0.05 * size
+
+
+@pytest.mark.parametrize("family", sorted(zoo.MIXTURES))
+def test_neurons_of_experts(family: str, tokens: torch.Tensor) -> None:
+    """Scores add up to the coefficient of an expert's neuron, routing weight included; gate and up to their projections."""
+    model = zoo.bridge(family)
+    trace = tlsv.trace(model, tokens, 5, position=4)
+    table = trace.ffn_neurons(top=None)
+    assert "expert" in table
+    # The strongest neuron of every expert in use, by size of its coefficient.
+    rows = table[table["expert"].notna() & (table["layer"] == 1)]
+    rows = rows.assign(size=rows["coefficient"].abs()).sort_values("size").groupby("expert").tail(1)
+    assert len(rows) >= 2
+    for row in rows.itertuples():
+        for by in BYS:
+            scores = trace.activations(row.label, by)
+            assert scores.attrs["sums_to"] == "coefficient"
+            assert abs(scores["score"].sum() - row.coefficient) < 5e-5 * scores["score"].abs().max()
+    values = trace.ffn_neurons(top=12)
+    shares = trace.query_layers(values)
+    expected = values.loc[~values["label"].isin(shares.attrs["left_out"]), "log_prob_increase"].sum()
+    assert shares["query_score"].sum() == pytest.approx(expected, rel=1e-3)
+
+
+def test_scores_of_an_expert_by_hand(tokens: torch.Tensor) -> None:
+    """Mixtral: routing weight times silu(gate) times what the up projection reads, from the Hugging Face weights."""
+    model = zoo.bridge("mixtral")
+    trace = tlsv.trace(model, tokens, 5, position=4)
+    row = trace.ffn_neurons(top=None).query("layer == 1").iloc[0]
+    layer = model.original_model.model.layers[1]
+    norm, experts = layer.post_attention_layernorm, layer.mlp.experts
+    experts = getattr(experts, "original_component", experts)
+    half = experts.gate_up_proj.shape[1] // 2
+    gate, up = experts.gate_up_proj[row.expert, row.neuron], experts.gate_up_proj[row.expert, half + row.neuron]
+    x = trace.cache["blocks.1.hook_resid_mid"][0, 4]
+    gain = norm.weight.detach() / (x.pow(2).mean() + norm.variance_epsilon).sqrt()
+    opened = torch.nn.functional.silu((gain * x) @ gate)
+    weight = row.coefficient / float((opened * ((gain * x) @ up)).detach())  # the routing weight, which others test
+    assert 0 < weight < 1
+    scores = trace.activations(row.label, "sublayer").set_index("label")
+    for label, hook in (("embed", "blocks.0.hook_resid_pre"), ("0_mlp_out", "blocks.0.hook_mlp_out")):
+        c = gain * trace.cache[hook][0, 4]
+        assert scores.loc[label, "gate"] == pytest.approx(float((c @ gate).detach()), abs=1e-4)
+        assert scores.loc[label, "up"] == pytest.approx(float((c @ up).detach()), abs=1e-4)
+        assert scores.loc[label, "score"] == pytest.approx(weight * float((opened * (c @ up)).detach()), abs=1e-4)
+    query = trace.query_ffn_neurons(trace.attn_neurons(top=8).query("layer == 1"), top=5)
+    assert list(query) == ["label", "layer", "expert", "neuron", "query_score"]
+
+
+@pytest.mark.parametrize("family", sorted(zoo.HYBRIDS))
+def test_hybrids(family: str, tokens: torch.Tensor) -> None:
+    """A mixer is one component among those that a neuron reads."""
+    trace = tlsv.trace(zoo.bridge(family), tokens, 5)
+    row = trace.ffn_neurons(top=None).query("layer == 1").iloc[0]
+    table = trace.activations(row["label"], "sublayer")
+    assert set(trace.layers()["label"][:-1]) <= set(table["label"])
+    if table.attrs["sums_to"] == "coefficient":
+        assert abs(table["score"].sum() - row["coefficient"]) < 5e-5 * table["score"].abs().max()
+
+
+def test_latent_attention_is_refused_by_name(tokens: torch.Tensor) -> None:
+    """Its values are read through a norm of their own; its FFN neurons have scores like any."""
+    trace = tlsv.trace(zoo.bridge("deepseek_v2"), tokens, 5)
+    with pytest.raises(tlsv.UnsupportedModelError, match="hides its attention's value weights"):
+        trace.activations(trace.attn_neurons(top=1)["label"].iloc[0])
+    with pytest.raises(ValueError, match="name it, as in"):
+        tlsv.trace(zoo.bridge("llama"), tokens, 5).activations("L1H0D0")

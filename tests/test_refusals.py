@@ -10,6 +10,7 @@ from transformer_lens.model_bridge import TransformerBridge
 
 import tl_subvalues as tlsv
 from tl_subvalues import UnsupportedModelError
+from tl_subvalues.model_view import view_of
 
 TARGET = 9
 
@@ -39,7 +40,7 @@ def change(family: str, name: str, value: float):
 def test_a_cache_that_lacks_hooks_lists_them_all(model, tokens):
     """One KeyError names every missing hook and the call that caches them, which works."""
     _, whole = model.run_with_cache(tokens)
-    needed = [name for name in tlsv.trace(model, tokens, TARGET).cache if name in whole]
+    needed = view_of(model).hooks()
     kept = "blocks.0.attn.hook_z"
     _, cache = model.run_with_cache(tokens, names_filter=kept)
     message = refusal(model, tokens, KeyError, cache=cache)
@@ -178,7 +179,7 @@ def test_a_hook_that_edits_parts_is_decomposed_right_or_refused(model, hook, tok
         for unit in ("head", "head_position", "attn_neuron", "ffn_neuron"):
             try:
                 trace = tlsv.trace(model, tokens, TARGET)
-                for site in trace.run.sites():
+                for site in trace.run.sites:
                     if (site.sublayer == "mlp") == (unit == "ffn_neuron"):
                         parts = trace.run.parts(site, unit).subvalues
                         whole = parts.vectors(torch.arange(len(parts))).sum(0)

@@ -89,7 +89,7 @@ def prepared(trace: tlsv.Trace, unit: str, name: str):
     from tl_subvalues.bounds import site_bounds
     from tl_subvalues.search import Candidates
 
-    sites = [site for site in trace.run.sites() if site.sublayer == name]
+    sites = [site for site in trace.run.sites if site.sublayer == name]
     residuals = torch.stack([site.residual for site in sites])
     log_p = trace.readout.class_log_probs(residuals, trace.target_id)
     mean = trace.readout.mean_columns(log_p, trace.target_id)

@@ -20,10 +20,10 @@ def site_of(run: Run, label: str) -> Site:
         ValueError: if the label is none, or the model has no such sublayer.
     """
     component = parse_label(label)
-    for site in run.sites:
-        if (site.layer, site.sublayer) == (component.layer, component.sublayer):
-            return site
-    raise ValueError(f"{label!r} is not in {run.view.name}, whose {run.view.n_layers} layers have no such sublayer.")
+    try:
+        return run.site(component.layer, component.sublayer)
+    except ValueError as error:
+        raise ValueError(f"{label!r} is not in this trace: {error}") from error
 
 
 def subvalues_of(run: Run, labels: Sequence[str]) -> Float[Tensor, "label d_model"]:

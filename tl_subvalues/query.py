@@ -82,12 +82,12 @@ def _places(run: Run, demand: _Demand) -> set[tuple[int, str]]:
 
 def _demands(run: Run, labels: Sequence[str], increases: Sequence[float]) -> tuple[list[_Demand], list[str]]:
     """Value neurons gathered by sublayer and position, those with a vanishing denominator set aside."""
-    groups: dict[tuple[int, str, int | None], list[int]] = defaultdict(list)
+    groups: dict[tuple[int, str, int | None, int | None], list[int]] = defaultdict(list)
     components = [parse_label(label) for label in labels]
     for number, component in enumerate(components):
-        groups[component.layer, component.kind, component.position].append(number)
+        groups[component.layer, component.kind, component.position, component.expert].append(number)
     demands, left_out = [], []
-    for (layer, _, _), numbers in groups.items():
+    for (layer, *_), numbers in groups.items():
         readers = readers_of(run, [components[number] for number in numbers])
         there, sublayer = run.at(readers.position), components[numbers[0]].sublayer
         covectors = readers.keys.covectors.double()

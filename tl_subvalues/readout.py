@@ -208,6 +208,10 @@ class Readout:
         """A word's log-probability from its distributions."""
         return _sum([p[..., term.index] for term, p in zip(self.terms(token), log_p, strict=True)])
 
+    def column(self, token: int) -> Float[Tensor, " d_model"]:
+        """One word's readout column: bs_value(lin, token) = <lin, column>."""
+        return _sum([term.softmax.pulled_back(term.softmax.column(term.index)) for term in self.terms(token)])
+
     def bs_value(self, lin: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
         """Before-softmax value of one word for vectors already through `linear`."""
         return _sum([term.softmax.bs_value(lin, term.index) for term in self.terms(token)])

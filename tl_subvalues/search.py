@@ -62,7 +62,7 @@ class Candidates:
         """What is ranked by: within a group either increase grows with the other, so what bounds one bounds both."""
         if not self.by_prob:
             return increase
-        base = self.log_p[:, self.token].cpu()[group]
+        base = self.base.cpu()[group]
         # expm1 keeps the digits of small increases; large bounds on top of a tiny probability would overflow it.
         small = base.exp() * torch.expm1(increase.clamp(max=20.0))
         return torch.where(increase < 20.0, small, (base + increase).exp() - base.exp())

@@ -236,13 +236,27 @@ class Run:
             for sublayer in layer.sublayers
         ]
 
+    def site(self, layer: int, sublayer: str) -> Site:
+        """One sublayer.
+
+        Raises:
+            ValueError: if the model has none of that name there.
+        """
+        for site in self.sites:
+            if (site.layer, site.sublayer) == (layer, sublayer):
+                return site
+        raise ValueError(
+            f"{self.view.name} has no {sublayer} sublayer in layer {layer}; its layers run from 0 to "
+            f"{self.view.n_layers - 1}."
+        )
+
     def read_by(self, layer: int, sublayer: str) -> list[Site]:
         """The sublayers whose outputs are in the residual stream that a sublayer reads, in order of computation.
 
-        Of its own layer that is the attention, for an FFN that does not stand beside it.
+        Of its own layer that is the attention (or mixer), for an FFN that does not stand beside it.
         """
         sequential = sublayer == "mlp" and not self.view.layer(layer).parallel
-        return [s for s in self.sites if s.layer < layer or (s.layer == layer and s.sublayer == "attn" and sequential)]
+        return [s for s in self.sites if s.layer < layer or (s.layer == layer and s.sublayer != "mlp" and sequential)]
 
     def embeddings(self) -> dict[str, Float[Tensor, " d_model"]]:
         """What enters layer 0, by label: `embed`, and `pos_embed` where it is added by itself."""

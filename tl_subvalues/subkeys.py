@@ -6,7 +6,7 @@ pulled back through the norm before the sublayer, whose scale is held at this ru
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component
-from tl_subvalues.model_view import check_ffn_keys, check_value_keys
+from tl_subvalues.model_view import check_expert_keys, check_ffn_keys, check_value_keys
 from tl_subvalues.norms import Norm
 from tl_subvalues.sites import Run
 
@@ -67,6 +67,29 @@ def _ffn_readers(run: Run, layer: int, neurons: Int[Tensor, " neuron"]) -> Reade
     return Readers(run.position, "coefficient", keys, gate, up)
 
 
+def _expert_readers(run: Run, layer: int, expert: int, neurons: Int[Tensor, " neuron"]) -> Readers:
+    """FFN neurons of one expert, its routing weight held at this run's value like the gate."""
+    factor, added, weight = check_expert_keys(run.view, layer, run.activations, run.position, expert)
+    mixture = run.view.layer(layer).mixture()
+    assert mixture is not None
+    weights = mixture.expert(expert)
+    x = run.activations.residual(layer, "mlp", run.position)[0]
+    up = _pulled_back(mixture.norm, x, weights.W_in[:, neurons.to(x.device)].T, _chosen(weights.b_in, neurons))
+    gate = _pulled_back(mixture.norm, x, weights.W_gate[:, neurons.to(x.device)].T, _chosen(weights.b_gate, neurons))
+    if mixture.weighs_input and expert < mixture.n_routed:
+        # The routing weight multiplies what the norm gives, its bias included, but not the projections' own biases.
+        up, gate = (
+            _weighed(keys, weight, bias, neurons) for keys, bias in ((up, weights.b_in), (gate, weights.b_gate))
+        )
+    keys = up.times(factor[neurons.to(factor.device)], added[neurons.to(added.device)])
+    return Readers(run.position, "coefficient", keys, gate, up)
+
+
+def _weighed(keys: Subkeys, weight: Tensor, bias: Tensor | None, neurons: Int[Tensor, " neuron"]) -> Subkeys:
+    own = torch.zeros_like(keys.biases) if bias is None else bias[neurons.to(bias.device)].to(keys.biases)
+    return Subkeys(keys.covectors * weight, (keys.biases - own) * weight + own)
+
+
 def _attn_readers(run: Run, layer: int, heads: Int[Tensor, " neuron"], dims: Int[Tensor, " neuron"]) -> Readers:
     """Attention neurons of one layer (index `dims` of `heads`), reading at the run's position: their source position.
 
@@ -92,9 +115,14 @@ def readers_of(run: Run, components: Sequence[Component]) -> Readers:
         UnsupportedModelError: if their subkeys cannot be read, or do not give what the run computed.
     """
     layer, kind = components[0].layer, components[0].kind
+    numbers = [c.neuron for c in components]
+    if kind == "ffn_neuron" and (mixture := run.view.layer(layer).mixture()) is not None:
+        run.parts(run.site(layer, "mlp"), "ffn_neuron").index(components[0])  # is there such an expert, and active?
+        expert = int(components[0].expert or 0)
+        return _expert_readers(run, layer, expert, _indices("neuron", numbers, len(mixture.expert(expert).W_out)))
     if kind == "ffn_neuron":
-        n_neurons = run.view.layer(layer).ffn().W_out.shape[0]
-        return _ffn_readers(run, layer, _indices("neuron", [c.neuron for c in components], n_neurons))
+        run.parts(run.site(layer, "mlp"), "ffn_neuron").index(replace(components[0], neuron=0))
+        return _ffn_readers(run, layer, _indices("neuron", numbers, len(run.view.layer(layer).ffn().W_out)))
     if kind != "attn_neuron":
         raise ValueError(
             "activation scores are of neurons, such as 'L24N1005' or 'L23H4D38@3', for only these read the residual "
@@ -140,7 +168,9 @@ def _chosen(bias: Tensor | None, neurons: Int[Tensor, " neuron"]) -> Tensor | No
 
 
 def _indices(what: str, values: Sequence[int | None], size: int) -> Int[Tensor, " n"]:
-    chosen = torch.tensor([-1 if value is None else value for value in values])
+    if None in values:
+        raise ValueError("an attention neuron reads at a source position: name it, as in 'L23H4D38@3'.")
+    chosen = torch.tensor(values)
     if chosen.max() >= size:
         raise ValueError(f"there is no {what} {int(chosen.max())} in this trace: it runs from 0 to {size - 1}.")
     return chosen

@@ -106,7 +106,9 @@ def query_table(unit: str, scores: QueryScores, top: int | None, tokens: Sequenc
     table = pd.DataFrame({"label": scores.labels, "query_score": scores.scores.numpy()})
     table = table.sort_values("query_score", ascending=False, kind="stable", ignore_index=True).head(top or len(table))
     components = [None if label in ("embed", "pos_embed") else parse_label(label) for label in table["label"]]
-    for place, name in enumerate((n for n in COLUMNS[unit] if n != "coefficient"), start=1):
+    mixed = any(component is not None and component.expert is not None for component in components)
+    names = [name for name in COLUMNS[unit] if name != "coefficient" and (name != "expert" or mixed)]
+    for place, name in enumerate(names, start=1):
         if name == "token":
             values: list[Any] = [tokens[position] for position in table["position"]]
         else:

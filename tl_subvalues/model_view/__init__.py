@@ -7,6 +7,7 @@ the method's words: weights and norms per layer (`Attention`, `FFN`, `MixtureOfE
 
 from tl_subvalues.model_view.activations import Activations
 from tl_subvalues.model_view.completeness import (
+    check_expert_keys,
     check_experts,
     check_ffn_keys,
     check_final_scale,
@@ -34,6 +35,7 @@ __all__ = [
     "Routed",
     "answer_tokens",
     "boot_bridge",
+    "check_expert_keys",
     "check_experts",
     "check_ffn_keys",
     "check_final_scale",

@@ -113,6 +113,33 @@ def check_ffn_keys(view: ModelView, layer: int, activations: Activations, positi
     _require_equal(view, layer, what, computed, m, tolerance=_KEY_TOLERANCE[view.dtype])
 
 
+def check_expert_keys(
+    view: ModelView, layer: int, activations: Activations, position: int, expert: int
+) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, ""]]:
+    """Check that an expert's subkeys give its coefficients, as `check_ffn_keys` does of a dense FFN.
+
+    Returns:
+        What its neurons' up projections are multiplied by in this run, what is added to that, and the routing weight.
+
+    Raises:
+        UnsupportedModelError: if they do not; also where the up projection was clipped on its way.
+    """
+    mixture = view.layer(layer).mixture()
+    assert mixture is not None
+    routed = activations.experts(layer, position)
+    weight = routed.weights[..., expert]
+    x = activations.residual(layer, "mlp", position)
+    x = x if mixture.norm is None else mixture.norm(x)
+    gate, up = mixture.pre_activations(expert, x, weight)
+    outside = weight if not mixture.weighs_input or expert == mixture.n_routed else torch.ones_like(weight)
+    zero, one = (mixture.activate(expert, gate, torch.full_like(up, value)) for value in (0.0, 1.0))
+    factor, added = (one - zero) * outside[:, None], zero * outside[:, None]
+    what = f"the subkeys of its expert {expert} do not give its coefficients, unless they were clipped"
+    computed = factor * up + added
+    _require_equal(view, layer, what, computed, routed.coefficients[expert], tolerance=_KEY_TOLERANCE[view.dtype])
+    return factor[0], added[0], weight[0]
+
+
 def check_value_keys(view: ModelView, layer: int, activations: Activations, position: int) -> None:
     """Check that what we read of a layer's value weights and norm gives its values.
 

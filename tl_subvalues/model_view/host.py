@@ -186,7 +186,15 @@ def activation_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
             if wrapped is None and getattr(mlp.cfg, "act_fn", "").endswith("_ln"):  # solu_ln: a norm over the neurons
                 return lambda pre: mlp.ln(function(pre))
             return function
-    return None
+    # Written out in the module's forward (LFM 2): by the configuration's name, SiLU without one; checked before use.
+    name = getattr(getattr(owner, "config", None), "hidden_act", None) or "silu"
+    return _named_activation(name) if wrapped is not None else None
+
+
+def _named_activation(name: str) -> Callable[[Tensor], Tensor] | None:
+    from transformers.activations import ACT2FN
+
+    return ACT2FN[name] if name in ACT2FN else None
 
 
 def embedding_hooks(model: Any) -> list[str]:
