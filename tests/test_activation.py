@@ -225,7 +225,7 @@ def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("family", sorted(zoo.MIXTURES))
 def test_neurons_of_experts(family: str, tokens: torch.Tensor) -> None:
-    """Scores add up to the coefficient of an expert's neuron, routing weight included; gate and up to their projections."""
+    """Scores add up to the coefficient of an expert's neuron, routing weight included; gate and up to theirs."""
     model = zoo.bridge(family)
     trace = tlsv.trace(model, tokens, 5, position=4)
     table = trace.ffn_neurons(top=None)

@@ -194,7 +194,7 @@ def activation_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
 def _named_activation(name: str) -> Callable[[Tensor], Tensor] | None:
     from transformers.activations import ACT2FN
 
-    return ACT2FN[name] if name in ACT2FN else None
+    return ACT2FN[name] if name in ACT2FN else None  # noqa: SIM401 (its get() gives the class)
 
 
 def embedding_hooks(model: Any) -> list[str]:
