@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import zoo
 
@@ -124,6 +125,86 @@ def test_bad_input_is_one_line(
     assert captured.out == ""
     assert says in captured.err
     assert captured.err.count("\n") == 1
+
+
+FACTS = "kind,prompt,target\na,w3 w4 w5,w6\nb,w3 w7,w8\nb,w9 w4,w5\n"
+
+
+@pytest.fixture
+def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three facts in a file, and a cache folder of the test's own."""
+    monkeypatch.setenv("TL_SUBVALUES_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "facts.csv"
+    path.write_text(FACTS, encoding="utf-8")
+    return path
+
+
+def test_evaluate(folder: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The table in plain text, the same again from the record without a run, and in a file with all its columns."""
+    arguments = ["evaluate", str(facts), "--model", str(folder), "--ks", "2,5", "--rankings", "norm", "--by", "kind"]
+    assert run(*arguments) == 0
+    first = capsys.readouterr()
+    assert first.err == ""
+    assert [line.split()[:3] for line in first.out.splitlines()][1:] == [
+        [kind, name, k] for kind in "ab" for name in ("norm", "random") for k in ("2", "5")
+    ]
+    (record,) = (tmp_path / "cache" / "records").iterdir()
+    assert record.read_bytes().count(b"\n") == 4
+    changed = record.stat().st_mtime_ns
+    assert run(*arguments) == 0
+    assert capsys.readouterr().out == first.out
+    assert record.stat().st_mtime_ns == changed
+    out = tmp_path / "out.csv"
+    assert run(*arguments, "--out", str(out), "--seed", "1") == 0
+    table = pd.read_csv(out)
+    assert {"mrr_before", "prob_after", "log_prob_after_low", "n_facts"} <= set(table.columns)
+    assert (tmp_path / "out.csv.record.jsonl").is_file()
+
+
+def test_collect(folder: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Parquet with a row a unit; a bad line is named on standard error and left out, or stops it."""
+    facts.write_text(FACTS + "c,w3,w4 w5\n", encoding="utf-8")
+    out = tmp_path / "units.parquet"
+    arguments = ["collect", str(facts), "--out", str(out), "--model", str(folder), "--top", "4"]
+    assert run(*arguments) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    assert "line 5: " in captured.err
+    assert not out.exists()
+    assert run(*arguments, "--on-error", "skip") == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "facts.csv, line 5: " in captured.err
+    assert pd.read_parquet(out).groupby("unit")["n_facts"].sum()["ffn_neuron"] == 3 * 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["evaluate"], "FACTS"),
+        (["evaluate", "no-such-file.csv"], "no-such-file.csv"),
+        (["evaluate", "FACTS", "--ks", "ten"], "ten"),
+        (["evaluate", "FACTS", "--ks", "0"], "positive"),
+        (["evaluate", "FACTS", "--rankings", "nrom"], "nrom"),
+        (["evaluate", "FACTS", "--by", "sort"], "sort"),
+        (["evaluate", "FACTS", "--out", "x.txt"], "parquet"),
+        (["evaluate", "FACTS", "--record", "no/such/folder/x"], "folder"),
+        (["evaluate", "FACTS", "--record", "FACTS"], "no record"),
+        (["collect", "FACTS", "--top", "0"], "0"),
+        (["collect", "FACTS", "--on-error", "ask"], "ask"),
+    ],
+)
+def test_bad_input_over_facts_is_one_line(
+    arguments: list[str], says: str, folder: Path, facts: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit status 2 and one line, whatever is wrong; the facts' file is left alone."""
+    arguments = [str(facts) if argument == "FACTS" else argument for argument in arguments]
+    assert run(*arguments, "--model", str(folder)) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert says in captured.err
+    assert captured.err.count("\n") == 1
+    assert facts.read_text(encoding="utf-8") == FACTS
 
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,6 +32,8 @@ ORDER = [
     ["answer", "evaluate", "collect"],
     ["report"],
     ["__init__"],
+    ["loading"],
+    ["fact_commands"],
     ["cli"],
     ["__main__"],
 ]

@@ -3,12 +3,12 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 from rich.console import Console
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
+from tl_subvalues.fact_commands import collect_command, evaluate_command
+from tl_subvalues.loading import DTYPES, first_line, load, quieten
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -62,32 +62,19 @@ def trace(
     Then what switched the first FFN neuron on, and which query neurons feed the top value neurons.
     """
     # Imported here, so that --help and a mistyped option do not wait for transformers to load.
-    import torch
-
     from tl_subvalues import report as reports
-    from tl_subvalues.models import load_model
     from tl_subvalues.pictures import require_folder, save_all
     from tl_subvalues.trace import trace as trace_prompt
 
     progress = sys.stderr.isatty()
-    _quieten(progress)
-    if device is not None:
-        try:
-            torch.zeros(1, device=device).item()  # "meta" makes tensors, but has no numbers
-        except (RuntimeError, AssertionError) as error:
-            raise ValueError(f"device {device!r} cannot be used: {_first_line(error)}") from error
+    quieten(progress)
     if json_file not in (None, "-"):
         target_file = Path(str(json_file)).resolve()
         if target_file.is_dir() or not target_file.parent.is_dir():
             raise ValueError(f"{json_file}: not a file, or the folder to write into does not exist.")
     if plots_dir is not None:
         folder = require_folder(plots_dir)
-    if not name or (name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir()):
-        raise ValueError(f"model {name!r}: there is no such folder.")
-    try:
-        model = load_model(name, device=device, dtype=getattr(torch, dtype))
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
-        raise ValueError(f"model {name!r} cannot be loaded: {_first_line(error)}") from error
+    model = load(name, device, dtype)
     found = trace_prompt(model, prompt, target, position=position, scale=scale, prepend_bos=bos)
     report = reports.make_report(found, model=name, top=top, show_progress=progress)
     if plots_dir is not None:
@@ -116,9 +103,13 @@ def convert(checkpoint: str, dictionary: str, out: str) -> None:
     """
     from tl_subvalues import baevski18
 
-    _quieten(progress=False)
+    quieten(progress=False)
     baevski18.convert(checkpoint, dictionary, out)
     click.echo(f"Written to {out}; trace it with --model baevski18:{out}", err=True)
+
+
+cli.add_command(evaluate_command)
+cli.add_command(collect_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -132,34 +123,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         _fail(error.format_message())
     except (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError) as error:
-        _fail(_first_line(error))  # RuntimeError: what torch raises when memory runs out
+        _fail(first_line(error))  # RuntimeError: what torch raises when memory runs out
 
 
 def _fail(message: str) -> None:
     click.echo(f"tl-subvalues: {' '.join(message.split())}", err=True)
     sys.exit(2)
-
-
-def _first_line(error: BaseException) -> str:
-    """An error in one line: its message without the quotes that KeyError puts around it."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return text.strip().splitlines()[0] if text.strip() else type(error).__name__
-
-
-def _quieten(progress: bool) -> None:
-    """Keep the loaders' own warnings off the screen; their progress bars too, unless someone watches."""
-    import logging
-    import warnings
-
-    from transformers.utils import logging as hf_logging
-
-    from tl_subvalues.errors import UnknownWordsWarning
-
-    warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", category=UnknownWordsWarning)
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"tl-subvalues: {message}", err=True)
-    logging.getLogger().setLevel(logging.ERROR)  # TransformerLens warns through the root logger
-    hf_logging.set_verbosity_error()
-    hide: Any = hf_logging.disable_progress_bar
-    if not progress:
-        hide()

@@ -83,7 +83,8 @@ def _recorded(file: Any, path: Path, header: Mapping[str, Any]) -> Iterator[dict
         number += 1
         yield _parsed(line, path, number)
         end += len(line)
-    file.truncate(end)
+    if line:  # torn
+        file.truncate(end)
 
 
 def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:

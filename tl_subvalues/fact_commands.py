@@ -1,0 +1,141 @@
+"""The commands over many facts: `evaluate` and `collect`, both resumable."""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tl_subvalues.loading import DTYPES, load, quieten
+
+Command = Callable[..., None]
+
+
+def shared_options(function: Command) -> Command:
+    """The options that both commands have."""
+    options = (
+        click.option(
+            "--model", "name", default="smollm2-135m", show_default=True, help="Embedded model, hub name or folder."
+        ),
+        click.option("--out", metavar="FILE", help="Write the table to a .parquet or .csv file."),
+        click.option(
+            "--record",
+            metavar="FILE",
+            help="Where to keep what is done; beside --out, or in the cache folder otherwise.",
+        ),
+        click.option(
+            "--on-error",
+            default="stop",
+            show_default=True,
+            type=click.Choice(["stop", "skip"]),
+            help="What to do about bad lines: name them and stop, or name them and go on without.",
+        ),
+        click.option(
+            "--scale",
+            default="frozen",
+            show_default=True,
+            type=click.Choice(["frozen", "recomputed"]),
+            help="Scale of the final norm, as for trace.",
+        ),
+        click.option(
+            "--bos/--no-bos", default=None, help="Prepend the BOS token or not; the model's default otherwise."
+        ),
+        click.option("--device", help="Where to run, such as cpu or cuda."),
+        click.option(
+            "--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights."
+        ),
+    )
+    for option in reversed(options):
+        function = option(function)
+    return function
+
+
+@click.command("evaluate")
+@click.argument("facts", metavar="FACTS.csv")
+@click.option("--rankings", help="Names with commas between; all of them otherwise. random is always among them.")
+@click.option("--ks", default="10,50,300", show_default=True, help="How many neurons to knock out, commas between.")
+@click.option("--seed", default=0, show_default=True, help="Of the random ranking and of the bootstrap.")
+@click.option("--by", metavar="COLUMN", help="A column of the facts: rows for each of its values.")
+@shared_options
+def evaluate_command(
+    facts: str, rankings: str | None, ks: str, seed: int, by: str | None, name: str, **options: Any
+) -> None:
+    """Compare rankings of FFN neurons: knock out the top k of each, over all facts (columns prompt, target).
+
+    Killed at any moment, the same command goes on from where it was.
+    """
+    numbers = [k.strip() for k in ks.split(",")]
+    if not all(k.isdecimal() for k in numbers):
+        raise ValueError(f"--ks is numbers with commas between, got {ks!r}.")
+    chosen = None if rankings is None else [ranking.strip() for ranking in rankings.split(",")]
+    settings = {"rankings": chosen, "ks": tuple(int(k) for k in numbers), "seed": seed, "by": by}
+    _run("evaluate", facts, name, settings, **options)
+
+
+@click.command("collect")
+@click.argument("facts", metavar="FACTS.csv")
+@click.option("--top", default=300, show_default=True, type=click.IntRange(min=1), help="Units of a kind in a fact.")
+@click.option("--positions", is_flag=True, help="Keep attention neurons at different source positions apart.")
+@shared_options
+def collect_command(facts: str, top: int, positions: bool, name: str, **options: Any) -> None:
+    """Collect the neurons and heads that raise targets most, over all facts (columns prompt, target).
+
+    Killed at any moment, the same command goes on from where it was.
+    """
+    _run("collect", facts, name, {"top": top, "positions": positions}, **options)
+
+
+def _run(
+    what: str,
+    facts: str,
+    name: str,
+    settings: dict[str, Any],
+    out: str | None,
+    record: str | None,
+    on_error: str,
+    scale: str,
+    bos: bool | None,
+    device: str | None,
+    dtype: str,
+) -> None:
+    # Cheap checks first: loading a model takes seconds.
+    if not Path(facts).is_file():
+        raise ValueError(f"{facts}: there is no such file.")
+    from tl_subvalues.collect import collect
+    from tl_subvalues.evaluate import evaluate
+    from tl_subvalues.facts import read_rows
+    from tl_subvalues.output import require_writable_table
+    from tl_subvalues.rankings import chosen_rankings
+
+    require_writable_table(out)
+    read_rows(facts)
+    if what == "evaluate":
+        chosen_rankings(settings["rankings"], settings["seed"])
+    progress = sys.stderr.isatty()
+    quieten(progress)
+    model = load(name, device, dtype)
+    if record is None and out is None:
+        record = str(_own_record(what, facts, name, {**settings, "scale": scale, "bos": bos, "dtype": dtype}))
+    call: Callable[..., Any] = evaluate if what == "evaluate" else collect
+    common = {"scale": scale, "prepend_bos": bos, "on_error": on_error, "out": out, "record": record}
+    table = call(model, facts, show_progress=progress, **common, **settings)
+    for problem in table.attrs["skipped"]:
+        click.echo(f"tl-subvalues: {facts}, {problem} (left out)", err=True)
+    if what == "evaluate" or out is None:
+        shown = table[[column for column in table.columns if not column.endswith(("_low", "_high"))]]
+        click.echo(shown.to_string(index=False, float_format="{:.4g}".format))
+
+
+def _own_record(what: str, facts: str, name: str, settings: dict[str, Any]) -> Path:
+    """A record in the cache folder, of its own for every command, file of facts, model and settings."""
+    from tl_subvalues.models import cache_folder
+    from tl_subvalues.record import digest
+
+    folder = cache_folder() / "records"
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {key: value for key, value in settings.items() if key != "by"}  # groups the results, changes none
+    version = importlib.metadata.version("tl-subvalues")
+    content = [version, Path(facts).read_text(encoding="utf-8-sig", errors="replace"), name, settings]
+    return folder / f"{what}-{digest(content)}.jsonl"
