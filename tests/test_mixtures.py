@@ -1,5 +1,7 @@
 """Mixtures of experts in every family that is covered, in both modes, against formulas written by hand."""
 
+import contextlib
+import warnings
 from typing import Any
 
 import pytest
@@ -201,3 +203,18 @@ def test_the_view_gives_each_experts_weights(tokens):
             out = out if expert.b_out is None else out + expert.b_out
             total += out if inside else out * weight[:, None]
         torch.testing.assert_close(total, cache["blocks.1.hook_mlp_out"][0], atol=1e-4, rtol=1e-4)
+
+
+def test_sinks_in_compatibility_mode_are_warned_of(tokens):
+    """Folded value biases change a model with sinks: said so, and what the warning advises keeps the numbers."""
+    raw = tlsv.trace(zoo.bridge("gpt_oss"), tokens, TARGET)
+    model = zoo.bridge("gpt_oss", compatibility=True)
+    with pytest.warns(UserWarning, match="sinks") as caught:
+        changed = tlsv.trace(model, tokens, TARGET)
+    assert "fold_value_biases=False" in str(caught[0].message)
+    assert abs(changed.log_prob - raw.log_prob) > 1e-2
+    model = zoo.bridge("gpt_oss")
+    with contextlib.redirect_stdout(None), warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        model.enable_compatibility_mode(fold_value_biases=False)
+        assert tlsv.trace(model, tokens, TARGET).log_prob == pytest.approx(raw.log_prob, abs=1e-4)

@@ -341,7 +341,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
         },
         "MambaForCausalLM",
     ),
+    "opt_post_norm": ("OPTConfig", {**OPT_LIKE, "do_layer_norm_before": False}, "OPTForCausalLM"),
     "opt_projected": ("OPTConfig", {**OPT_LIKE, "word_embed_proj_dim": 16}, "OPTForCausalLM"),
+    "gemma4": ("Gemma4TextConfig", {**LLAMA_LIKE, "head_dim": 8}, "Gemma4ForCausalLM"),
     "rwkv": (
         "RwkvConfig",
         {

@@ -4,6 +4,7 @@ Releases differ in what they export: 4.x has no HookedTransformer (and raises on
 classes, and some families changed the name of a norm between 3.9 and 4.3. Whatever depends on that is here.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -118,10 +119,15 @@ def norm_of(module: Any, cfg: Any) -> Norm | None:
     if module is None or isinstance(module, torch.nn.Identity):
         return None
     wrapped = getattr(module, "original_component", None)
-    if wrapped is None:
-        return _hooked_norm(module)
+    if wrapped is None:  # HookedTransformer's own, or a bridge's place for a norm that the model lacks
+        return _hooked_norm(module) if hasattr(module, "eps") else None
     if isinstance(wrapped, torch.nn.Identity):
         return None
+    if not hasattr(module, "uses_rms_norm"):
+        raise UnsupportedModelError(
+            f"{getattr(cfg, 'architecture', None) or 'the model'} norms by a {type(wrapped).__name__}, which "
+            "TransformerLens mounts as no norm, so what it computes is not known: use a model with layer or RMS norms."
+        )
     gain, bias = getattr(wrapped, "weight", None), getattr(wrapped, "bias", None)
     rms = bool(module.uses_rms_norm)
     if gain is not None and _stores_gain_minus_one(module, wrapped, cfg):
@@ -232,6 +238,26 @@ def softmaxes(model: Any) -> tuple[Columns, ...]:
         return tuple(own())
     linear = type(unembed).__name__ == "Unembed" if wrapped is None else isinstance(wrapped, torch.nn.Linear)
     return (Columns((model.W_U.detach(),), model.b_U.detach()),) if linear else ()
+
+
+def warn_of_folded_sinks(model: Any) -> None:
+    """Warn where compatibility mode has changed what a model with attention sinks (GPT-OSS) computes.
+
+    Folding value biases takes the rows of a pattern to sum to one; with sinks they do not. Log-probs of a tiny random
+    model moved by 2 nats. Decomposed is what the bridge computes.
+    """
+    if not (is_bridge(model) and getattr(model, "_weights_processed", False)):
+        return
+    own = [getattr(block._modules.get("attn"), "original_component", None) for block in model.blocks]
+    with_sinks = [attn for attn in own if isinstance(getattr(attn, "sinks", None), Tensor)]
+    biases = [getattr(getattr(attn, "v_proj", None), "bias", None) for attn in with_sinks]
+    if any(isinstance(bias, Tensor) and not bias.any() for bias in biases):
+        warnings.warn(
+            f"{model_name(model)} has attention sinks, with which TransformerLens's compatibility mode computes "
+            "another model: it folds value biases as if the rows of the pattern summed to one. Boot it anew and use it raw, or "
+            "call enable_compatibility_mode(fold_value_biases=False).",
+            stacklevel=2,
+        )
 
 
 def is_parallel_block(model: Any, block: Any) -> bool:

@@ -135,18 +135,17 @@ class ModelView:
         """One forward pass over one prompt: its logits, and an ActivationCache of `hooks()` and nothing else.
 
         Raises:
-            UnsupportedModelError: if the model does not cache one of them.
+            UnsupportedModelError: if the model does not cache one of them, or fails to run.
         """
         needed = set(self.hooks())
-        wanted = needed | set(self.embedding_hooks)
-        with torch.no_grad():
-            logits, cache = self.model.run_with_cache(tokens[None], names_filter=lambda name: name in wanted)
+        logits, cache = self._run_with_cache(tokens[None], needed | set(self.embedding_hooks))
         missing = sorted(needed - set(cache.keys()))
         if missing:
             raise UnsupportedModelError(
                 f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart "
-                "(blocks that norm after the addition, as in GPT-1, have no such residual stream, and fused attention "
-                "has no pattern): use a pre-norm model, booted by TransformerBridge.boot_transformers."
+                "(blocks that norm after the addition, as in GPT-1, have no residual stream that a subvalue is added "
+                "to and stays in; fused attention has no pattern): use a pre-norm model, booted by "
+                "TransformerBridge.boot_transformers."
             )
         return logits[0], cache
 
@@ -156,6 +155,20 @@ class ModelView:
         """Logits of one forward pass under hooks that are gone afterwards, also after an exception."""
         logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks))
         return logits
+
+    def _run_with_cache(self, tokens: Tensor, wanted: set[str], **keywords: Any) -> tuple[Tensor, Any]:
+        """The model's own `run_with_cache`; what fails there is told apart from what fails here."""
+        try:
+            with torch.no_grad():
+                return self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **keywords)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            raise UnsupportedModelError(
+                f"{self.name}: the model's own run_with_cache fails, in TransformerLens, transformers or a hook, "
+                f"before anything is decomposed ({type(error).__name__}: {error}); try model(tokens), and "
+                "model.run_with_cache(tokens) without a names_filter, to see whether this model can be run at all."
+            ) from error
 
     def run_batch(self, prompts: Sequence[Tensor]) -> list[tuple[Tensor, Any]]:
         """One forward pass over several prompts: logits and a cache for each, as `run` gives them, padding cut off.
@@ -173,8 +186,7 @@ class ModelView:
             tokens[row, start:], mask[row, start:] = prompt, 1
         wanted = {*self.hooks(), *self.embedding_hooks}
         padding = {"attention_mask": mask} if any(starts) else {}
-        with torch.no_grad():
-            logits, cache = self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **padding)
+        logits, cache = self._run_with_cache(tokens, wanted, **padding)
         cached = {name: tensor for name, tensor in cache.items() if name in wanted}
         results = [
             (logits[row, start:], host.activation_cache(_cut(cached, row, start, self._head_first), self.model))
