@@ -254,8 +254,8 @@ def warn_of_folded_sinks(model: Any) -> None:
     if any(isinstance(bias, Tensor) and not bias.any() for bias in biases):
         warnings.warn(
             f"{model_name(model)} has attention sinks, with which TransformerLens's compatibility mode computes "
-            "another model: it folds value biases as if the rows of the pattern summed to one. Boot it anew and use it raw, or "
-            "call enable_compatibility_mode(fold_value_biases=False).",
+            "another model: it folds value biases as if the rows of the pattern summed to one. Boot it anew and use it "
+            "raw, or call enable_compatibility_mode(fold_value_biases=False).",
             stacklevel=2,
         )
 
