@@ -245,7 +245,7 @@ def head_through_projection(self: Any, x: Tensor, own: Any = adaptive.AdaptiveSo
 
 
 def one_softmax(self: Any, x: Tensor) -> Tensor:
-    return (x @ self.weight.T).log_softmax(-1)
+    return (x @ self.dense().T).log_softmax(-1)
 
 
 def no_share(self: Any, x: Tensor, own: Any = adaptive.AdaptiveSoftmax.forward) -> Tensor:

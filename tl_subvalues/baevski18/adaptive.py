@@ -43,9 +43,8 @@ class AdaptiveInput(nn.Module):
             embedded[chosen] = self.scale * projection(words(ids[chosen] - band.start))
         return embedded
 
-    @property
-    def weight(self) -> Float[Tensor, "vocab d_model"]:
-        """The dense embedding, made anew at each reading (1.1 GB at full size)."""
+    def dense(self) -> Float[Tensor, "vocab d_model"]:
+        """The embedding multiplied out, one row a word: 1.1 GB at full size."""
         pairs = zip(self.words, self.projections, strict=True)
         return torch.cat([self.scale * projection(words.weight) for words, projection in pairs])
 
@@ -99,14 +98,12 @@ class AdaptiveSoftmax(nn.Module):
             return self._embedding[0].projections[band].weight.T
         return self.projections[band - 1].weight
 
-    @property
-    def weight(self) -> Float[Tensor, "vocab d_model"]:
-        """One column a word, dense, made anew at each reading; x @ weight.T is no logit, for there are several."""
+    def dense(self) -> Float[Tensor, "vocab d_model"]:
+        """One row a word multiplied out, 1.1 GB at full size; x @ dense.T is no logit: softmaxes are several."""
         (embedding,) = self._embedding
         words = [table.weight for table in embedding.words]
         return torch.cat([words[0], *(words[b] @ self._down(b) for b in range(1, len(words)))])
 
-    @property
-    def bias(self) -> Float[Tensor, " vocab"]:
+    def dense_bias(self) -> Float[Tensor, " vocab"]:
         """Zeros: no projection here has a bias."""
         return self._embedding[0].words[0].weight.new_zeros(self.shape.d_vocab)

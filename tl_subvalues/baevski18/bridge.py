@@ -31,6 +31,46 @@ REFUSAL = (
 )
 
 
+class FactoredEmbedding(EmbeddingBridge):
+    """The embedding; its W_E is made at each reading, once the bridge is whole.
+
+    While it is made, TransformerLens reads every attribute in search of hooks, four times over: 1.1 GB each at full size.
+    """
+
+    whole = False
+
+    @property
+    def W_E(self) -> Tensor:
+        """The dense embedding."""
+        component: Any = self.original_component
+        if not self.whole:
+            raise AttributeError("W_E is made for a model that baevski18.load returned")
+        dense: Tensor = component.dense()
+        return dense
+
+
+class AdaptiveUnembedding(UnembeddingBridge):
+    """The adaptive softmax; its W_U is made at each reading, once the bridge is whole. x @ W_U is no logit."""
+
+    whole = False
+
+    @property
+    def W_U(self) -> Tensor:
+        """One column a word."""
+        component: Any = self.original_component
+        if not self.whole:
+            raise AttributeError("W_U is made for a model that baevski18.load returned")
+        dense: Tensor = component.dense()
+        return dense.T
+
+    @property
+    def b_U(self) -> Tensor:
+        """Zeros."""
+        component: Any = self.original_component
+        zeros: Tensor = component.dense_bias()
+        return zeros
+
+
 class HookedAttention(AttentionBridge):
     """Attention whose scores and pattern are live: what a hook returns is what the values are weighted with."""
 
@@ -79,10 +119,10 @@ class Baevski18ArchitectureAdapter(ArchitectureAdapter):
             "mlp": MLPBridge(name="mlp", config=self.cfg, submodules=feed_forward),
         }
         self.component_mapping = {
-            "embed": EmbeddingBridge(name="embed_tokens"),
+            "embed": FactoredEmbedding(name="embed_tokens"),
             "pos_embed": PosEmbedBridge(name="embed_positions"),
             "blocks": BlockBridge(name="layers", config=self.cfg, submodules=block),
-            "unembed": UnembeddingBridge(name="lm_head"),
+            "unembed": AdaptiveUnembedding(name="lm_head"),
         }
 
 
@@ -107,6 +147,7 @@ def boot_bridge(model: Baevski18ForCausalLM, tokenizer: Any, name: str) -> Any:
         model_name=name,
     )
     bridge.eval()
+    bridge.embed.whole = bridge.unembed.whole = True
     for method in ("enable_compatibility_mode", "process_weights"):
         object.__setattr__(bridge, method, refuse)
     return bridge

@@ -30,8 +30,8 @@ class FactoredEmbed(nn.Module):
 
     @property
     def W_E(self) -> Tensor:
-        """The dense embedding, made anew at each reading."""
-        return self.words.weight
+        """The dense embedding (1.1 GB at full size), made anew at each reading."""
+        return self.words.dense()
 
 
 class AdaptiveUnembed(nn.Module):
@@ -54,12 +54,12 @@ class AdaptiveUnembed(nn.Module):
     @property
     def W_U(self) -> Tensor:
         """One column a word, dense, made anew at each reading; x @ W_U is no logit."""
-        return self.head.weight.T
+        return self.head.dense().T
 
     @property
     def b_U(self) -> Tensor:
         """Zeros."""
-        return self.head.bias
+        return self.head.dense_bias()
 
 
 def boot_hooked(model: Baevski18ForCausalLM, tokenizer: Any, name: str) -> Any:
