@@ -78,6 +78,11 @@ class Readout:
         return self._softmaxes[0].block_sizes
 
     @property
+    def n_bands(self) -> int:
+        """Pieces that the vocabulary is cut into, each with a softmax of its own; 1 in most models."""
+        return len(self._softmaxes)
+
+    @property
     def d_vocab(self) -> int:
         """Number of words."""
         return self._pieces.d_vocab

@@ -229,7 +229,8 @@ class Trace(Pictures):
 
         A neuron is read by its W_out or W_O row, sign as stored: where its coefficient is negative, top and
         bottom change places. A head or a sublayer is read by its output at the trace's position. For several labels
-        at once there is one more column, `label`, in front.
+        at once there is one more column, `label`, in front; for an adaptive softmax one more, `band`, the piece of the
+        vocabulary that the word is in: what shifts a whole band moves its words' values and not their probabilities.
 
         `through` names a later head, or an attention neuron of it ("L23H4D38@3"): what is read then is what the
         component makes that head write, its row behind the head's norm, W_V and W_O.
@@ -251,6 +252,8 @@ class Trace(Pictures):
                 ids = best.indices.tolist()
                 sides[side] = (decode_each(self._view, ids), ids, best.values.tolist())
             tables.append(vocabulary_table(None if isinstance(label, str) else name, sides))
+            if self.readout.n_bands > 1:
+                tables[-1]["band"] = [self.readout.band(token) for token in tables[-1]["token_id"]]
         return pd.concat(tables, ignore_index=True)
 
     @in_full_precision

@@ -34,7 +34,7 @@ REFUSAL = (
 class FactoredEmbedding(EmbeddingBridge):
     """The embedding; its W_E is made at each reading, once the bridge is whole.
 
-    While it is made, TransformerLens reads every attribute in search of hooks, four times over: 1.1 GB each at full size.
+    While it is made, TransformerLens reads every attribute in search of hooks, ten times over: 1.1 GB each.
     """
 
     whole = False
