@@ -90,8 +90,9 @@ class Readout:
     @in_full_precision
     def logits(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Logits as the model would compute them from this residual stream (an adaptive softmax's are log-probs)."""
-        head, *bands = self._softmaxes
-        return self.log_probs(residual) if bands else head.logits(self.normed(residual))
+        if self._pieces.normalised:
+            return self.log_probs(residual)
+        return self._softmaxes[0].logits(self.normed(residual))
 
     @in_full_precision
     def log_probs(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:

@@ -225,6 +225,12 @@ def logit_transform(model: Any) -> tuple[float, float | None]:
     return factor, cap if cap > 0.0 else None
 
 
+def has_own_softmaxes(model: Any) -> bool:
+    """Whether the unembedding names its softmaxes, whose log-probabilities it returns."""
+    unembed = model.unembed
+    return hasattr(getattr(unembed, "original_component", None) or unembed, "softmaxes")
+
+
 def softmaxes(model: Any) -> tuple[Columns, ...]:
     """The weights of the softmaxes that words' log-probabilities are made of, as `ReadoutPieces` holds them.
 
@@ -233,9 +239,9 @@ def softmaxes(model: Any) -> tuple[Columns, ...]:
     """
     unembed = model.unembed
     wrapped = getattr(unembed, "original_component", None)
-    own = getattr(unembed if wrapped is None else wrapped, "softmaxes", None)
-    if own is not None:
-        return tuple(own())
+    if has_own_softmaxes(model):
+        own: tuple[Columns, ...] = (unembed if wrapped is None else wrapped).softmaxes()
+        return own
     linear = type(unembed).__name__ == "Unembed" if wrapped is None else isinstance(wrapped, torch.nn.Linear)
     return (Columns((model.W_U.detach(),), model.b_U.detach()),) if linear else ()
 

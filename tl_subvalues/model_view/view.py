@@ -55,6 +55,7 @@ class ModelView:
         return ReadoutPieces(
             norm=host.norm_of(self.model._modules.get("ln_final"), self.model.cfg),
             softmaxes=softmaxes,
+            normalised=host.has_own_softmaxes(self.model),
             unembed=self._unembed,
             factor=factor,
             soft_cap=soft_cap,

@@ -63,6 +63,7 @@ class ReadoutPieces:
 
     norm: Norm | None
     softmaxes: tuple[Columns, ...]
+    normalised: bool  # whether the model's logits are log-probabilities, as an adaptive softmax's are
     unembed: Callable[[Tensor], Tensor]
     factor: float
     soft_cap: float | None
