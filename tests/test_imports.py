@@ -28,6 +28,7 @@ ORDER = [
     ["tables", "plots"],
     ["pictures"],
     ["trace"],
+    ["tracing"],
     ["batch", "rankings"],
     ["answer", "evaluate", "collect"],
     ["report"],

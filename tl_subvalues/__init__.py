@@ -15,7 +15,8 @@ from tl_subvalues.models import load_model
 from tl_subvalues.rankings import RANKINGS
 from tl_subvalues.readout import Readout
 from tl_subvalues.subvalues import attn_subvalues, ffn_subvalues
-from tl_subvalues.trace import Trace, trace
+from tl_subvalues.trace import Trace
+from tl_subvalues.tracing import trace
 
 __all__ = [
     "RANKINGS",

@@ -6,7 +6,7 @@ import torch
 
 from tl_subvalues.batch import TraceBatch
 from tl_subvalues.model_view import answer_tokens, prompt_tokens, view_of
-from tl_subvalues.trace import trace
+from tl_subvalues.tracing import trace
 
 
 def trace_answer(

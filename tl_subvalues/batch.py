@@ -20,7 +20,8 @@ from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.search import BLOCK, Candidates, rank, ranking_of
 from tl_subvalues.sites import Unit
 from tl_subvalues.subvalues import NeuronSubvalues
-from tl_subvalues.trace import Trace, require_scale, trace_of_run
+from tl_subvalues.trace import Trace
+from tl_subvalues.tracing import require_scale, trace_of_run
 
 
 def trace_batch(

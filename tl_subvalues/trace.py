@@ -1,4 +1,4 @@
-"""One prompt, one target: where the target's log-probability comes from. The stages in order, checks first."""
+"""A trace: one prompt and one target, and the tables that are made of its run on request."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,17 +19,9 @@ from tl_subvalues.importance import as_prob_increase
 from tl_subvalues.intervene import ablate
 from tl_subvalues.labels import sublayer_label
 from tl_subvalues.model_view import (
-    Activations,
     ModelView,
-    check_final_scale,
-    check_readout,
-    check_run,
     decode_each,
-    prompt_tokens,
-    resolve_target,
-    view_of,
 )
-from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.pictures import Pictures
 from tl_subvalues.query import query_scores
 from tl_subvalues.readout import Readout
@@ -47,124 +39,6 @@ from tl_subvalues.tables import (
 
 # Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
 _LABELS = 64
-
-SCALES = ("frozen", "recomputed")
-
-
-def trace(
-    model: Any,
-    prompt: Any,
-    target: Any,
-    *,
-    position: int = -1,
-    scale: str = "frozen",
-    prepend_bos: bool | None = None,
-    cache: Any = None,
-) -> "Trace":
-    """Trace a target token through one prompt: which layers, heads and neurons raise its log-probability.
-
-    Args:
-        model: a TransformerLens model (TransformerBridge, raw or in compatibility mode, or HookedTransformer).
-        prompt: text, or token ids (list, [pos] or [1, pos] tensor).
-        target: text of exactly one token, or a token id.
-        position: where the target is predicted; negative counts from the end.
-        scale: "frozen" holds the final norm's scale at this run's final residual stream (the paper's way), "recomputed"
-            takes it from whatever is read (the logit lens).
-        prepend_bos: goes to `model.to_tokens`; None is the model's own default.
-        cache: an ActivationCache made earlier for the same prompt. Without one the model runs once. What is traced is
-            the run that the cache holds: of a run with interventions, that run. Tables read the model's weights when
-            they are made, and refuse if these have changed since.
-
-    Raises:
-        UnsupportedModelError: if the model's blocks or readout do not add up to what it computes.
-        ValueError: for a bad prompt, target, position or scale, a cache of another prompt or of several, a model in
-            training mode, or NaN in the residual stream.
-        KeyError: if the cache lacks hooks; it lists them all.
-    """
-    view = view_of(model)
-    require_scale(scale)
-    tokens = prompt_tokens(view, prompt, prepend_bos)
-    target_id = resolve_target(view, target)
-    at = resolve_index(position, len(tokens), "position")
-    if cache is None:
-        logits, cache = view.run(tokens)
-        return trace_of_run(view, tokens, target_id, at, scale, cache, logits)
-    _require_same_prompt(view, Activations(view, cache), tokens)
-    made = trace_of_run(view, tokens, target_id, at, scale, cache, None)
-    _check_readout_anew(view, tokens)
-    return made
-
-
-@in_full_precision
-def trace_of_run(
-    view: ModelView,
-    tokens: Int[Tensor, " pos"],
-    target_id: int,
-    position: int,
-    scale: str,
-    cache: Any,
-    logits: Float[Tensor, "pos vocab"] | None,
-) -> "Trace":
-    """The trace of a run, its sums checked and, where its logits are known, its readout."""
-    activations = Activations(view, cache)
-    check_run(view, activations, position)
-    final_scale = activations.final_scale(position)
-    check_final_scale(view, activations, position)
-    frozen = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
-    log_probs = frozen.log_probs(activations.final_residual(position)[0])
-    if logits is not None:
-        check_readout(view, log_probs, logits[position])
-    return Trace(
-        tokens=tokens,
-        str_tokens=decode_each(view, tokens.tolist()),
-        target_id=target_id,
-        target_token=decode_each(view, [target_id])[0],
-        position=position,
-        log_prob=float(log_probs[target_id]),
-        prob=float(log_probs[target_id].exp()),
-        rank=1 + int((log_probs > log_probs[target_id]).sum()),
-        scale=scale,
-        model=view.model,
-        cache=cache,
-        readout=frozen if scale == "frozen" else Readout(view, scale="recomputed"),
-        run=Run(view, activations, position),
-    )
-
-
-def require_scale(scale: str) -> None:
-    """Refuse a scale that is neither "frozen" nor "recomputed"."""
-    if scale not in SCALES:
-        raise ValueError(f"scale is 'frozen' or 'recomputed', got {scale!r}.")
-
-
-def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[Tensor, " pos"]) -> None:
-    """Raise unless a given cache is complete, of one prompt, and of this one."""
-    activations.require(view.hooks())
-    batch, n_positions = activations.batch_and_positions
-    if batch != 1:
-        raise ValueError(f"the cache holds a batch of {batch} prompts where one is needed; run the prompts one by one.")
-    if n_positions != len(tokens):
-        raise ValueError(
-            f"the cache belongs to another prompt: it has {n_positions} positions, the prompt {len(tokens)} tokens "
-            "(was one of them made with a BOS token, or with pos_slice?)."
-        )
-    cached = activations.residual(0, "attn")[0]
-    own = view.first_residual(tokens).to(cached)
-    if not torch.allclose(cached, own, rtol=1e-2, atol=1e-2 * float(own.abs().max())):
-        differing = int((cached - own).abs().amax(-1).argmax())
-        raise ValueError(
-            f"the cache belongs to another prompt: what enters layer 0 differs at position {differing}; make it with "
-            "these tokens, or leave cache=None."
-        )
-
-
-def _check_readout_anew(view: ModelView, tokens: Int[Tensor, " pos"]) -> None:
-    """Compare our readout with the model's own logits on a few tokens, where a given cache came without logits."""
-    logits, cache = view.run(tokens[:4])
-    activations = Activations(view, cache)
-    final_scale = activations.final_scale(-1)
-    readout = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
-    check_readout(view, readout.log_probs(activations.final_residual(-1)[0]), logits[-1])
 
 
 @dataclass(frozen=True)
