@@ -119,3 +119,22 @@ def test_a_block_without_a_residual_stream_in_the_middle_is_refused(tokens):
     """A sequential block must show what its FFN reads; it is not taken for a parallel one."""
     with pytest.raises(tlsv.UnsupportedModelError, match=r"OlmoHybrid.*blocks.0.hook_resid_mid"):
         tlsv.trace(zoo.bridge("olmo_hybrid"), tokens, TARGET)
+
+
+@pytest.mark.parametrize("family", ["lfm2", "jamba"])
+def test_a_mixer_knocked_out_adds_nothing(family, tokens):
+    """With the mixer's output at zero, what enters the layer is what its FFN reads."""
+    model = zoo.bridge(family)
+    label = next(
+        label for label in tlsv.trace(model, tokens, 5).layers()["label"] if label in ("0_conv_out", "0_mixer_out")
+    )
+    seen = {}
+
+    def see(value, hook):
+        seen[hook.name] = value.clone()
+
+    names = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_mid"]
+    model.run_with_hooks(tokens, fwd_hooks=[*tlsv.ablation_hooks(model, label), *((name, see) for name in names)])
+    first, second = seen.values()
+    assert len(seen) == 2
+    assert torch.allclose(first, second, atol=1e-6)

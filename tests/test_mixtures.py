@@ -218,3 +218,44 @@ def test_sinks_in_compatibility_mode_are_warned_of(tokens):
         warnings.simplefilter("error", UserWarning)
         model.enable_compatibility_mode(fold_value_biases=False)
         assert tlsv.trace(model, tokens, TARGET).log_prob == pytest.approx(raw.log_prob, abs=1e-4)
+
+
+def test_knocking_out_is_clearing_the_row(family: str, tokens: torch.Tensor) -> None:
+    """Neurons of two experts knocked out give the logits of a model whose W_out rows of theirs are zero."""
+    model = zoo.bridge(family)
+    trace = tlsv.trace(model, tokens, TARGET)
+    table = trace.ffn_neurons(top=None)
+    table = table[table["expert"].notna()] if "expert" in table else table
+    labels = table.groupby("expert").head(2)["label"].tolist()[:5]
+    logits = model.run_with_hooks(tokens, fwd_hooks=tlsv.ablation_hooks(model, labels))
+    half = model.run_with_hooks(tokens, fwd_hooks=tlsv.ablation_hooks(model, labels, mode=0.5))
+    here = model.run_with_hooks(tokens, fwd_hooks=tlsv.ablation_hooks(model, labels, position=-1))
+    plain = model(tokens)
+    view = view_of(model)
+    with torch.no_grad():
+        for label in labels:
+            layer, expert, neuron = (int(n) for n in label[1:].replace("E", " ").replace("N", " ").split())
+            view.layer(layer).mixture().expert(expert).W_out[neuron] = 0.0  # a view of the model's own weights
+    cleared = model(tokens)
+    assert (plain - cleared).abs().max() > 1e-3
+    assert torch.allclose(logits, cleared, atol=2e-4)
+    assert not torch.allclose(half, cleared, atol=1e-4)
+    assert torch.allclose(here[:, :-1], plain[:, :-1], atol=1e-5)
+    assert not torch.allclose(here[:, -1], plain[:, -1], atol=1e-4)
+
+
+def test_ablation_refusals(tokens: torch.Tensor) -> None:
+    model = zoo.bridge("mixtral")
+    for labels, message in (
+        ("L0N3", "called as L3E5N10"),
+        ("L0E9N3", "there is no expert 9"),
+        ("L0E1N999", "neuron 999 is not below"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tlsv.ablation_hooks(model, labels)
+    with pytest.raises(ValueError, match="not for neurons of experts"):
+        tlsv.ablation_hooks(model, "L0E1N3", mode="mean", reference=[tokens])
+    with pytest.raises(ValueError, match="dense FFN"):
+        tlsv.ablation_hooks(zoo.bridge("llama"), "L0E1N3")
+    before_and_after = tlsv.trace(model, tokens, TARGET).ablate("L0E1N3")
+    assert before_and_after["log_prob_before"] == pytest.approx(tlsv.trace(model, tokens, TARGET).log_prob, abs=1e-5)

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.expert_hooks import expert_hooks
 from tl_subvalues.labels import Component
 from tl_subvalues.model_view import ModelView, sum_tolerance
 from tl_subvalues.model_view.activations import resolve_index
@@ -40,7 +41,7 @@ def places(component: Component) -> list[Place]:
     if component.kind == "sublayer":
         return [(component.layer, component.sublayer, None)]
     if component.kind == "ffn_neuron":
-        return [(component.layer, "post", None)]
+        return [(component.layer, "post" if component.expert is None else "expert", None)]
     return [(component.layer, "z", component.position)]
 
 
@@ -64,6 +65,8 @@ def make_hooks(
     for (layer, what), by_row in sorted(sets.items()):
         if what == "post":
             hooks.append(_ffn_hook(view, layer, by_row, mode, position))
+        elif what == "expert":
+            hooks += expert_hooks(view, layer, by_row, mode.factor, position)
         elif what == "z":
             hooks += _head_hooks(view, layer, by_row, mode, position)
         else:
@@ -87,7 +90,7 @@ def _sublayer_hook(
         where = _where(mask, value, position, 1)
         return _replaced(value, where, mode.replacement(value, (layer, what, None)))
 
-    return view.layer(layer).hook(f"hook_{what}_out"), knock_out_sublayer
+    return view.layer(layer).output_hook(what), knock_out_sublayer
 
 
 def _ffn_hook(

@@ -1,6 +1,6 @@
 """Components knocked out of a forward pass: labels in, plain TransformerLens hooks out (arXiv 2312.12141, section 4).
 
-    FFN neuron      its coefficient, at `mlp.hook_post`
+    FFN neuron      its coefficient, at `mlp.hook_post`; of an expert, what it adds, at `mlp.hook_out`
     head            its z, at `attn.hook_z`
     attention neuron, head at a source position
                     its share of z, pattern[h, q, p] * v[h, p], taken out at `attn.hook_z` with that run's own
@@ -55,8 +55,8 @@ def ablation_hooks(
 
     Raises:
         ValueError: for a label that is none or not in the model, a bad mode or position, a missing reference.
-        UnsupportedModelError: for FFN neurons of a mixture of experts, for a block without the hook, and from the hooks
-            themselves, for a source position where the attention pattern cannot be seen in time.
+        UnsupportedModelError: for an FFN without neurons that can be read, for a block without the hook, and from the
+            hooks themselves, for a source position where the attention pattern cannot be seen in time.
     """
     view = view_of(model)
     found = components(view, labels)
@@ -79,9 +79,9 @@ def components(view: ModelView, labels: Any) -> list[Component]:
     if not names:
         raise ValueError("no labels: name a component, such as 'L24N1005', or a list of them.")
     found = [parse_label(str(name)) for name in names]
-    sizes: dict[tuple[int, str], dict[str, int]] = {}
+    sizes: dict[tuple[int, str, int | None], dict[str, int]] = {}
     for name, component in zip(names, found, strict=True):
-        key = component.layer, component.kind
+        key = component.layer, component.kind, component.expert
         if key not in sizes:
             sizes[key] = _sizes(view, component)
         for axis, size in sizes[key].items():
@@ -94,12 +94,24 @@ def components(view: ModelView, labels: Any) -> list[Component]:
 def _sizes(view: ModelView, component: Component) -> dict[str, int]:
     """How many heads, indices or neurons the layer of a component has."""
     layer = view.layer(component.layer)
+    if component.kind == "ffn_neuron" and (mixture := layer.mixture()) is not None:
+        if component.expert is None:
+            raise ValueError(
+                f"{view.name}: layer {component.layer} has a mixture of experts, whose neurons are called as L3E5N10."
+            )
+        if not component.expert < len(mixture):
+            raise ValueError(f"{view.name}: there is no expert {component.expert}, only {len(mixture)} of them.")
+        return {"neuron": len(mixture.expert(component.expert).W_out)}
     if component.kind == "ffn_neuron":
+        if component.expert is not None:
+            raise ValueError(
+                f"{view.name}: layer {component.layer} has a dense FFN, whose neurons are called as L24N1005."
+            )
         return {"neuron": layer.ffn().W_out.shape[0]}
     if component.kind != "sublayer":
         n_heads, d_head, _ = layer.attention().W_O.shape
         return {"head": n_heads, "dim": d_head}
-    if not (layer.has_attn if component.sublayer == "attn" else layer.has_ffn):
+    if component.sublayer not in layer.sublayers:
         raise ValueError(f"{view.name}: layer {component.layer} has no {component.sublayer} sublayer.")
     return {}
 
@@ -113,6 +125,10 @@ def ablation_mode(view: ModelView, found: Sequence[Component], mode: Any, refere
     if mode == "mean":
         if reference is None:
             raise ValueError("mode='mean' needs reference=, a list of prompts over which the means are taken.")
+        if any(component.expert is not None for component in found):
+            raise ValueError(
+                "mode='mean' is not for neurons of experts, which few tokens reach; use 'zero' or a factor."
+            )
         return Mode(means=reference_means(view, {place for one in found for place in places(one)}, reference))
     if reference is not None:
         raise ValueError("reference= is for mode='mean'; leave it out, or ask for that mode.")
