@@ -1,7 +1,7 @@
 """Hooks that knock neurons out of a mixture's experts.
 
-No hook holds their coefficients in every family. So the mixture's own input is seen, its routing and the chosen neurons'
-coefficients are computed from it as the model does, and what those neurons add is taken out of the mixture's output.
+No hook holds their coefficients in every family. So the mixture's own input is seen, its routing and the chosen
+neurons' coefficients are computed from it as the model does, and what they add is taken out of the mixture's output.
 """
 
 from collections.abc import Sequence
