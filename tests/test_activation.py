@@ -79,7 +79,18 @@ def families() -> list[Any]:
 @pytest.mark.parametrize(("family", "compatibility"), families())
 def test_ffn_neurons(family: str, compatibility: bool, tokens: torch.Tensor) -> None:
     """A neuron of the last layer at a middle position, by every kind of component."""
-    model = zoo.bridge(family, compatibility=compatibility)
+    compare_ffn_neuron(zoo.bridge(family, compatibility=compatibility), family, tokens)
+
+
+def test_biases_of_sublayers_pass_a_multiplier(tokens: torch.Tensor) -> None:
+    """What is constant in a sublayer's output goes through what stands behind it like everything else."""
+    model = zoo.bridge("granite", attention_bias=True, mlp_bias=True)
+    compare_ffn_neuron(model, "granite", tokens)
+    labels = tlsv.trace(model, tokens, 5).activations("L1N3", "ffn_neuron")["label"].tolist()
+    assert "0_mlp_bias" in labels
+
+
+def compare_ffn_neuron(model: Any, family: str, tokens: torch.Tensor) -> None:
     reference = Reference(model, family, tokens)
     trace = tlsv.trace(model, tokens, 5, position=4)
     mlp, d = model.blocks[1].mlp, reference.brute.d_model
@@ -133,16 +144,25 @@ def test_hooked_transformer_sums(variant: str, tokens: torch.Tensor) -> None:
     trace = tlsv.trace(model, tokens, 5)
     cache = trace.cache
     _, full = model.run_with_cache(tokens)
-    if variant != "shortformer":  # its values read the positions too, which are not in the residual stream
-        group = cache["blocks.1.attn.hook_v"].shape[2]
-        value = cache["blocks.1.attn.hook_v"][0, 3, 2 * group // 4, 1]
-        for by in BYS[: 3 if variant == "attn_only" else 4]:
-            assert abs(trace.activations("L1H2D1@3", by)["score"].sum() - value) < 1e-4
+    group = cache["blocks.1.attn.hook_v"].shape[2]
+    value = cache["blocks.1.attn.hook_v"][0, 3, 2 * group // 4, 1]
+    for by in BYS[: 3 if variant == "attn_only" else 4]:
+        assert abs(trace.activations("L1H2D1@3", by)["score"].sum() - value) < 1e-4
     if variant != "attn_only":
         gated = "gate" in trace.activations("L1N4")
         whole = full["blocks.1.mlp.hook_post" if gated else "blocks.1.mlp.hook_pre"][0, -1, 4]
         for by in BYS:
             assert abs(trace.activations("L1N4", by)["score"].sum() - whole) < 1e-4
+
+
+@pytest.mark.hooked
+def test_a_gate_that_mixes_neurons(tokens: torch.Tensor) -> None:
+    """SoLU's softmax runs over all neurons, so a gate is opened among them and not by itself."""
+    model = zoo.hooked("rotary_gated_grouped", act_fn="solu")
+    trace = tlsv.trace(model, tokens, 5)
+    coefficients = trace.ffn_neurons(top=None).set_index("label")["coefficient"]
+    for label in ("L1N5", "L1N31", "L0N7"):
+        assert trace.activations(label)["score"].sum() == pytest.approx(coefficients[label], abs=1e-4)
 
 
 def test_order_of_rows(tokens: torch.Tensor) -> None:
@@ -213,8 +233,10 @@ def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor
 def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
     """Scores are computed in float32; the sum is the model's own to its rounding."""
     for family in ("llama", "gpt2", "gemma2", "apertus"):
-        model = zoo.bridge(family, dtype=dtype)
+        model = zoo.bridge(family, dtype=dtype, seed=2)
         trace = tlsv.trace(model, tokens, 5)
+        for label in trace.ffn_neurons(top=None)["label"]:
+            trace.activations(label)  # none is refused for what is rounding
         row = trace.ffn_neurons(top=1).iloc[0]
         table = trace.activations(row["label"], "ffn_neuron")
         assert table["score"].dtype == "float32"

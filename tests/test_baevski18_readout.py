@@ -156,7 +156,7 @@ def test_search_is_sweep_and_bounds_hold(target, tmp_path, monkeypatch):
 
 
 def prepared(trace: tlsv.Trace, unit: Any, name: str) -> tuple[Candidates, list[SiteBounds]]:
-    sites = [site for site in trace.run.sites() if site.sublayer == name]
+    sites = [site for site in trace.run.sites if site.sublayer == name]
     residuals = torch.stack([site.residual for site in sites])
     log_p = trace.readout.class_log_probs(residuals, trace.target_id)
     mean = trace.readout.mean_columns(log_p, trace.target_id)
@@ -168,7 +168,7 @@ def prepared(trace: tlsv.Trace, unit: Any, name: str) -> tuple[Candidates, list[
 def test_a_bound_of_the_head_alone_is_seen(tmp_path):
     """These comparisons would see a bound that forgets one of the two softmaxes."""
     trace = Model(tmp_path, "tied").trace(30)
-    (head, band), residuals = trace.readout.terms(30), torch.stack([site.residual for site in trace.run.sites()])
+    (head, band), residuals = trace.readout.terms(30), torch.stack([site.residual for site in trace.run.sites])
     whole = tlsv.log_prob_increase(trace.readout, residuals[0], draw(40, 32), 30)
     for term in (head, band):
         alone = term.softmax.bs_value(draw(40, 32), term.index)

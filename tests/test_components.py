@@ -14,30 +14,41 @@ def test_vocabulary_through_a_head(family: str, tokens: torch.Tensor) -> None:
     model = zoo.bridge(family)
     trace = tlsv.trace(model, tokens, 5, position=5)
     brute = BruteForce(model, family, tokens)
-    row = brute._carry(0, "mlp", 5, brute._maps[0, "mlp"].matrix[7][None])[0]
+    row = brute._carry(0, "mlp", 2, brute._maps[0, "mlp"].matrix[7][None])[0]  # where the head reads it
     kv_heads, d_head = brute.cache["blocks.1.attn.hook_v"].shape[1:]
     values = LinearMap(lambda x: model.blocks[1].attn.v(x)[..., : kv_heads * d_head], brute.d_model).matrix
     x = brute.residual(1, "attn", 2)
     if family != "olmo2":  # reads the raw residual stream
         norm = FrozenNorm(model.blocks[1].ln1, brute.d_model)
         row = row @ norm.matrix / norm.scale(x[None])[0, 0]
-    group = 3 * kv_heads // 4
+    group = 2 * kv_heads // 4
     z = row @ values[:, group * d_head : (group + 1) * d_head]
-    written = brute._carry(1, "attn", 5, (z @ brute._maps[1, "attn"].matrix[3 * d_head : 4 * d_head])[None])[0]
+    written = brute._carry(1, "attn", 5, (z @ brute._maps[1, "attn"].matrix[2 * d_head : 3 * d_head])[None])[0]
     final = brute.final_norm
     expected = (written @ final.matrix / final.scale(brute.final(5)[None])[0, 0]).float()
     bs_values = model.unembed(expected[None]) - model.unembed(torch.zeros_like(expected)[None])
     if family == "granite":
         bs_values = bs_values / model.original_model.config.logits_scaling
-    for through in ("L1H3D2@2", "L1H3@2"):
+    for through in ("L1H2D2@2", "L1H2@2"):
         table = trace.vocabulary("L0N7", k=5, through=through)
         ids = torch.tensor(table["token_id"].tolist())
         assert table["bs_value"].to_numpy() == pytest.approx(
             bs_values.detach().flatten()[ids].numpy(), abs=1e-4 * float(bs_values.detach().abs().max())
         )
         assert table["token_id"].iloc[0] == int(bs_values.argmax())
-    # Without a source position the scale is that of the trace's position, which changes no order.
-    assert trace.vocabulary("L0N7", through="L1H3")["token_id"].tolist()[:5] == table["token_id"].tolist()[:5]
+
+
+def test_a_source_is_read_where_the_head_reads_it(tokens: torch.Tensor) -> None:
+    """A sublayer or head that feeds another head does so with what it adds at the source position."""
+    model = zoo.bridge("llama")
+    trace = tlsv.trace(model, tokens, 5, position=5)
+    there = tlsv.trace(model, tokens, 5, position=2)
+    for source in ("0_mlp_out", "L0H1"):
+        fed = trace.vocabulary(source, k=61, through="L1H2@2").query("side == 'top'")
+        read = there.vocabulary(source, k=61, through="L1H2").query("side == 'top'")
+        # Up to the final norm's scale, one number.
+        ratio = fed.set_index("token_id")["bs_value"] / read.set_index("token_id")["bs_value"]
+        assert ratio.std() < 1e-3 * abs(ratio.mean())
 
 
 @pytest.mark.parametrize(
@@ -48,6 +59,7 @@ def test_vocabulary_through_a_head(family: str, tokens: torch.Tensor) -> None:
         ("L1H0@6", "no head reads position 6"),
         ("1_attn_out", "names a head"),
         ("L7H0", "out of range"),
+        ("L1H1D99@2", "indices run to 7"),
     ],
 )
 def test_refusals(through: str, message: str, tokens: torch.Tensor) -> None:

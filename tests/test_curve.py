@@ -69,7 +69,13 @@ def test_longer_than_a_block(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("table", "message"),
-    [([], "no rows"), ("L1N5", "a table with a column 'label'"), (["L9N5"], "not in"), (["x"], "is not a label")],
+    [
+        ([], "no rows"),
+        (["L1N5", "L1N5"], "more than once"),
+        ("L1N5", "a table with a column 'label'"),
+        (["L9N5"], "not in"),
+        (["x"], "is not a label"),
+    ],
 )
 def test_refusals(table: object, message: str, tokens: torch.Tensor) -> None:
     trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)

@@ -8,6 +8,7 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
+from tl_subvalues.pictures import save_all
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
@@ -56,6 +57,7 @@ def test_heads(trace, ax) -> None:
     assert {text.get_text(): text.xy for text in ax.texts} == {
         r.label: (r.head, r.layer) for r in table.head(3).itertuples()
     }
+    assert image.origin == "lower"
     assert image.get_extent() == [-0.5, 3.5, -0.5, 1.5]
 
 
@@ -96,7 +98,7 @@ def test_activations(trace, ax) -> None:
     assert [bar.get_width() for bar in bars][:4] == pytest.approx(table["score"].head(4).tolist())
     assert bars[4].get_width() == pytest.approx(table["score"].iloc[4:].sum(), abs=1e-6)
     names = [tick.get_text() for tick in ax.get_yticklabels()]
-    assert names == [*table["label"].head(4), f"{len(table) - 4} others"]
+    assert names == [*table["label"].head(4), f"{len(table) - 4} others, summed"]
     assert f"coefficient, {table['score'].sum():+.2f}" in ax.get_xlabel()
     assert label in ax.get_title()
     assert ax.yaxis_inverted()
@@ -104,6 +106,33 @@ def test_activations(trace, ax) -> None:
     for bar, name in zip(bars, names[:4], strict=False):
         if name.startswith("L") or name.endswith("_out"):
             assert bar.get_facecolor() == kinds["mlp" if "mlp" in name else "attn"]
+
+
+def test_all_activations(trace) -> None:
+    """With top=None every component has its bar and there is no rest; a nonsensical number is refused."""
+    label = trace.ffn_neurons(1)["label"].iloc[0]
+    ax = trace.plot_activations(label, top=None)
+    table = trace.activations(label)
+    assert [bar.get_width() for bar in ax.containers[0]] == pytest.approx(table["score"].tolist())
+    pyplot.close("all")
+    with pytest.raises(ValueError, match="top is a positive number"):
+        trace.plot_activations(label, top=0)
+
+
+def test_saved_pictures_are_what_their_names_say(trace, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every file is the picture of its name."""
+    drawn = {}
+    save = matplotlib.figure.Figure.savefig
+
+    def keep(figure, path, **options) -> None:
+        drawn[path.stem] = figure.axes[0].get_title()
+        save(figure, path, **options)
+
+    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", keep)
+    save_all(trace, trace.ffn_neurons(1)["label"].iloc[0], tmp_path)
+    begins = {"layers": "Sublayers", "heads": "Attention heads", "neurons": "Top neurons", "curve": "From 0_pre"}
+    assert {name: title for name, title in drawn.items() if not title.startswith(begins.get(name, "L"))} == {}
+    assert "switched on by" in drawn["activations"]
 
 
 def test_a_figure_of_its_own(trace) -> None:

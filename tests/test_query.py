@@ -44,6 +44,62 @@ def test_query_scores(family: str, kind: str, tokens: torch.Tensor) -> None:
         assert (ours - expected[ours.index]).abs().max() < 2e-4 * size
 
 
+def test_suppressing_value_neurons_count_with_their_sign(tokens: torch.Tensor) -> None:
+    """The lowest neurons have negative increases, and their query scores follow the formula too."""
+    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    values = trace.ffn_neurons(top=20, largest=False)
+    assert (values["log_prob_increase"] < 0).all()
+    ours = trace.query_layers(values).set_index("label")["query_score"]
+    expected = by_formula(trace, values, "sublayer")
+    assert (ours - expected).abs().max() < 2e-4 * expected.abs().max()
+
+
+def test_tables_of_another_trace_are_refused(tokens: torch.Tensor) -> None:
+    model = zoo.bridge("llama")
+    batch = tlsv.trace_batch(model, [tokens[0], tokens[0].flip(0)], [5, 5])
+    first, second = batch
+    for table, message in ((first.ffn_neurons(5), "of another trace"), (batch.ffn_neurons(5), "several prompts")):
+        with pytest.raises(ValueError, match=message):
+            second.query_layers(table)
+        with pytest.raises(ValueError, match=message):
+            second.curve(table)
+    assert len(first.query_layers(batch.ffn_neurons(5).query("prompt == 0"))) > 1
+
+
+def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor) -> None:
+    """What was added at another position than the trace's is found where value neurons read there."""
+    model = zoo.bridge("llama")
+
+    def edit(value: torch.Tensor, hook: object) -> torch.Tensor:
+        value = value.clone()
+        value[:, 2] += 1.0
+        return value
+
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", edit)]):
+        _, cache = model.run_with_cache(tokens)
+    trace = tlsv.trace(model, tokens, 5, cache=cache)
+    values = trace.attn_neurons(top=None).query("layer == 1 and position == 2").head(5)
+    with pytest.raises(tlsv.UnsupportedModelError, match="not the sum of the earlier"):
+        trace.query_layers(values)
+
+
+def test_a_denominator_that_nearly_vanishes(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Just above the threshold a neuron counts, just below it is left out."""
+    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    values = trace.ffn_neurons(top=20)
+    ratios = {}
+    for label in values["label"]:
+        scores = trace.activations(label).query("label != 'bias'")["score"].astype(float)
+        ratios[label] = abs(scores.sum()) / scores.abs().sum()
+    smallest = min(ratios, key=ratios.get)
+    monkeypatch.setattr("tl_subvalues.query.VANISHING", 0.999 * ratios[smallest])
+    assert trace.query_layers(values).attrs["left_out"] == []
+    monkeypatch.setattr("tl_subvalues.query.VANISHING", 1.001 * ratios[smallest])
+    assert trace.query_layers(values).attrs["left_out"] == [smallest]
+    monkeypatch.undo()
+    assert 1e-6 < __import__("tl_subvalues.query", fromlist=["VANISHING"]).VANISHING < 1e-4
+
+
 def test_shares_of_the_layers_add_up(tokens: torch.Tensor) -> None:
     """Over the embeddings and all sublayers, query scores add up to the value neurons' increases."""
     trace = tlsv.trace(zoo.bridge("gpt2"), tokens, 5)
@@ -99,6 +155,8 @@ def test_refusals(tokens: torch.Tensor) -> None:
         trace.query_layers(trace.heads())
     with pytest.raises(ValueError, match="NaN"):
         trace.query_layers(trace.ffn_neurons(top=5).assign(log_prob_increase=float("nan")))
+    with pytest.raises(ValueError, match="no numbers"):
+        trace.query_layers(trace.ffn_neurons(top=5).assign(log_prob_increase="x"))
     with pytest.raises(ValueError, match="more than once"):
         trace.query_heads(pd.concat([trace.ffn_neurons(top=5)] * 2))
     with pytest.raises(ValueError, match="top is a positive number"):

@@ -1,5 +1,7 @@
 """What a terminal shows is what the report holds."""
 
+import json
+
 import pytest
 import torch
 import zoo
@@ -42,6 +44,23 @@ def test_what_switched_the_first_neuron_on(tokens: torch.Tensor, made: report.Re
     assert query["label"].tolist() == trace.query_ffn_neurons(trace.ffn_neurons(300), top=4)["label"].tolist()
     coefficients = trace.ffn_neurons(None).set_index("label")["coefficient"]
     assert query["coefficient"].tolist() == pytest.approx(coefficients[query["label"]].tolist())
+
+
+def test_the_json_says_what_scores_are_of(made: report.Report) -> None:
+    """Whose activations they are, what they add up to, which value neurons were left out."""
+    data = json.loads(report.to_json(made))
+    assert data["activations"]["neuron"] == made.tables["ffn_neurons"]["label"].iloc[0]
+    assert data["activations"]["sums_to"] == "coefficient"
+    assert data["query_ffn_neurons"]["left_out"] == []
+
+
+@pytest.mark.hooked
+def test_a_model_without_ffn(tokens: torch.Tensor) -> None:
+    """An attention-only model has no FFN tables, and the report says so."""
+    made = report.make_report(tlsv.trace(zoo.hooked("attn_only"), tokens, 5), model="tiny", top=4)
+    assert "ffn_neurons" not in made.tables
+    assert made.notes == ["No FFN neurons: the model has none."]
+    assert "No FFN neurons" in report.to_text(made)
 
 
 def test_why_a_table_is_missing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,11 +98,18 @@ def activation_scores(run: Run, label: str, by: str) -> ActivationScores:
         names += source.labels()
         for name, keys in read.items():
             found[name].append(source.parts.subvalues.inner_products(keys.covectors[0]).cpu())
-    x = there.activations.residual(component.layer, component.sublayer, there.position)[0]
     columns: dict[str, Tensor] = {}
     for name, keys in read.items():
         scores = torch.cat(found[name])
         what = readers.sums_to if name == "score" else name
-        check_sum(there, component.layer, what, scores, float(keys.covectors[0] @ x))
+        check_sum(
+            there,
+            component.layer,
+            component.sublayer,
+            what,
+            keys.covectors,
+            scores.sum()[None].to(keys.covectors),
+            scores.abs().sum()[None].to(keys.covectors),
+        )
         columns[name] = torch.cat([scores, keys.biases.cpu()])
     return ActivationScores([*names, BIAS], columns, readers.sums_to, readers.position)

@@ -1,10 +1,10 @@
 """The vectors behind labels: what a named component adds in one run, and the direction that it writes along."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
@@ -32,14 +32,8 @@ def subvalues_of(run: Run, labels: Sequence[str]) -> Float[Tensor, "label d_mode
     Raises:
         ValueError: if there is no such component.
     """
-    groups: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    components = [parse_label(label) for label in labels]
-    for number, component in enumerate(components):
-        groups[component.layer, component.sublayer, component.kind].append(number)
     found: list[Tensor] = [torch.empty(0)] * len(labels)
-    for numbers in groups.values():
-        parts = run.parts(site_of(run, labels[numbers[0]]), components[numbers[0]].kind)
-        index = torch.tensor([_index(parts, components[number], labels[number]) for number in numbers])
+    for parts, index, numbers in _gathered(run, labels):
         for number, vector in zip(numbers, parts.subvalues.vectors(index.to(run.view.device)), strict=True):
             found[number] = vector
     return torch.stack(found)
@@ -67,28 +61,27 @@ def coefficients_of(run: Run, labels: Sequence[str]) -> list[float]:
     Raises:
         ValueError: if one is no neuron, or there is none of that name.
     """
-    found = []
-    for label in labels:
-        component = parse_label(label)
-        parts = run.parts(site_of(run, label), component.kind)
-        fields = parts.fields(torch.tensor([_index(parts, component, label)]))
+    found = [0.0] * len(labels)
+    for parts, index, numbers in _gathered(run, labels):
+        fields = parts.fields(index)
         if "coefficient" not in fields:
-            raise ValueError(f"{label!r} is no neuron, so it has no coefficient.")
-        found.append(float(fields["coefficient"]))
+            raise ValueError(f"{labels[numbers[0]]!r} is no neuron, so it has no coefficient.")
+        for number, value in zip(numbers, fields["coefficient"].tolist(), strict=True):
+            found[number] = value
     return found
 
 
 def through_head(run: Run, source_label: str, label: str) -> Float[Tensor, " d_model"]:
     """What a component makes a later head write: its direction behind the head's norm, W_V, W_O and what follows.
 
-    The norm's scale is that of the label's source position, or of the run's position where it names none; the head's
-    attention weight is left out.
+    The component is taken as it is at the label's source position, or at the run's position where it names none; so is
+    the norm's scale. The head's attention weight is left out, and so is the index of an attention neuron.
 
     Raises:
         ValueError: if the label names no head, or one that does not read the component.
         UnsupportedModelError: if the head's value weights cannot be read.
     """
-    vector, component = written(run, source_label), parse_label(label)
+    component = parse_label(label)
     if component.head is None:
         raise ValueError(
             f"through= names a head or one of its neurons, such as 'L23H4' or 'L23H4D38@3', got {label!r}."
@@ -106,12 +99,27 @@ def through_head(run: Run, source_label: str, label: str) -> Float[Tensor, " d_m
         )
     check_value_keys(run.view, component.layer, run.activations, source)
     assert attention.W_V is not None
-    x = run.at(source).activations.residual(component.layer, "attn", source)[0]
+    d_head = attention.W_O.shape[1]
+    if component.dim is not None and component.dim >= d_head:
+        raise ValueError(f"{label!r} is not in {run.view.name}: a head's indices run to {d_head - 1}.")
+    vector = written(run.at(source), source_label)  # as it stands where the head reads it
+    x = run.activations.residual(component.layer, "attn", source)[0]
     read = vector if attention.norm is None else attention.norm.linear(vector, attention.norm.scale(x))
     W_V = attention.W_V[component.head // (attention.n_heads // len(attention.W_V))].to(read)
     scale = run.activations.post_scale(component.layer, "attn", run.position)
     made = read @ W_V @ attention.W_O[component.head].to(read)
     return attention.passage.carry(made, None if scale is None else scale[0])
+
+
+def _gathered(run: Run, labels: Sequence[str]) -> Iterator[tuple[Parts, Int[Tensor, " n"], list[int]]]:
+    """Labels gathered by sublayer and kind: the parts, which of them are named, and the numbers of their labels."""
+    groups: dict[tuple[int, str, str], list[int]] = defaultdict(list)
+    components = [parse_label(label) for label in labels]
+    for number, component in enumerate(components):
+        groups[component.layer, component.sublayer, component.kind].append(number)
+    for numbers in groups.values():
+        parts = run.parts(site_of(run, labels[numbers[0]]), components[numbers[0]].kind)
+        yield parts, torch.tensor([_index(parts, components[n], labels[n]) for n in numbers]), numbers
 
 
 def _index(parts: Parts, component: Component, label: str) -> int:

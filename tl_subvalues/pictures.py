@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tl_subvalues import plots
+from tl_subvalues.search import require_top
 
 
 class Pictures:
@@ -33,9 +34,9 @@ class Pictures:
         """Lines: log p and p as the rows of a table (by default `layers()`) are added one at a time."""
         return plots.curve(self.curve(self.layers() if table is None else table), self._title(), _axes(ax))
 
-    def plot_activations(self: Any, label: str, by: str = "sublayer", top: int = 15, *, ax: Any = None) -> Any:
+    def plot_activations(self: Any, label: str, by: str = "sublayer", top: int | None = 15, *, ax: Any = None) -> Any:
         """Bars: the components that drove a neuron most, and all others together."""
-        return plots.activations(self.activations(label, by), self._title(), _axes(ax), top)
+        return plots.activations(self.activations(label, by), self._title(), _axes(ax), require_top(top))
 
     def _title(self: Any) -> str:
         prompt = "".join(self.str_tokens[: self.position + 1])

@@ -27,6 +27,7 @@ def layers(table: pd.DataFrame, title: str, ax: Any) -> Any:
 def heads(table: pd.DataFrame, title: str, ax: Any, named: int = 3) -> Any:
     """Heat map of heads by layer; the strongest few carry their labels."""
     grid = table.pivot(index="layer", columns="head", values="log_prob_increase")
+    grid = grid.reindex(range(grid.index.min(), grid.index.max() + 1))  # a layer without attention stays empty
     limit = max(float(np.nanmax(np.abs(grid.to_numpy()))), 1e-12)
     extent = (grid.columns.min() - 0.5, grid.columns.max() + 0.5, grid.index.min() - 0.5, grid.index.max() + 0.5)
     image = ax.imshow(
@@ -62,13 +63,17 @@ def curve(table: pd.DataFrame, title: str, ax: Any) -> Any:
     return _labelled(ax, "subvalues added", "log p (nats)", f"From {table['label'].iloc[0]} on: {title}")
 
 
-def activations(table: pd.DataFrame, title: str, ax: Any, top: int = 15) -> Any:
+def activations(table: pd.DataFrame, title: str, ax: Any, top: int | None = 15) -> Any:
     """Bars of the components that drove a neuron most, in the table's order; the rest together as the last bar."""
-    shown, rest = table.head(top), table.iloc[top:]
+    shown, rest = table.head(top or len(table)), table.iloc[top or len(table) :]
     names, scores = shown["label"].tolist(), shown["score"].tolist()
     colours = [_colour(name) for name in names]
     if len(rest):
-        names, scores, colours = [*names, f"{len(rest)} others"], [*scores, rest["score"].sum()], [*colours, OTHER]
+        names, scores, colours = (
+            [*names, f"{len(rest)} others, summed"],
+            [*scores, rest["score"].sum()],
+            [*colours, OTHER],
+        )
     ax.barh(names, scores, color=colours)
     ax.invert_yaxis()
     ax.axvline(0, color="black", linewidth=0.8)

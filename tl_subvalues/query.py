@@ -18,9 +18,10 @@ from torch import Tensor
 from tl_subvalues.activation import sources
 from tl_subvalues.labels import parse_label
 from tl_subvalues.sites import Run, Unit
-from tl_subvalues.subkeys import readers_of
+from tl_subvalues.subkeys import check_sum, readers_of
 
-# A denominator below this share of what its terms amount to is rounding, not a number to divide by.
+# A denominator below this share of what its terms amount to is rounding, not a number to divide by; in half precision,
+# below an eighth of what one addition may round away. Top value neurons of SmolLM2 had at least 0.03.
 VANISHING = 1e-5
 
 
@@ -93,8 +94,10 @@ def _demands(run: Run, labels: Sequence[str], increases: Sequence[float]) -> tup
         covectors = readers.keys.covectors.double()
         parts = [*there.embeddings().values(), *(site.output for site in there.read_by(layer, sublayer))]
         terms = torch.stack(parts).double() @ covectors.T
+        sizes = terms.abs().sum(0)
+        check_sum(there, layer, sublayer, readers.sums_to, covectors, terms.sum(0), sizes)
         whole = covectors @ there.activations.residual(layer, sublayer, there.position)[0].double()
-        vanishing = whole.abs() <= VANISHING * terms.abs().sum(0)
+        vanishing = whole.abs() <= max(VANISHING, torch.finfo(run.view.dtype).eps / 8) * sizes
         left_out += [labels[number] for number, gone in zip(numbers, vanishing.tolist(), strict=True) if gone]
         chosen = torch.tensor([increases[number] for number in numbers], dtype=torch.float64, device=whole.device)
         weights = torch.where(vanishing, 0.0, chosen / torch.where(vanishing, 1.0, whole))

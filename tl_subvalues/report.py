@@ -31,7 +31,7 @@ _TITLES = {
     "ffn_neurons": "FFN neurons",
     "attn_neurons": "Attention neurons at one source position",
     "activations": "What switched {first} on (score; all scores add up to its {sums_to})",
-    "query_ffn_neurons": "Query neurons: what switched the top 300 FFN neurons on",
+    "query_ffn_neurons": "Query neurons: what switched the top {values} FFN neurons on",
 }
 _HEADINGS = {
     "label": "label",
@@ -89,11 +89,18 @@ def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool 
         "ffn_neurons": trace.ffn_neurons(top, show_progress=show_progress),
         "attn_neurons": trace.attn_neurons(top, show_progress=show_progress),
     }
-    tables = {name: _with_words(trace, table) for name, table in tables.items()}
+    tables = {name: _with_words(trace, table) for name, table in tables.items() if len(table)}
     notes = []
     try:
-        if len(tables["ffn_neurons"]):
+        if "ffn_neurons" in tables:
             tables |= _switched_on(trace, tables["ffn_neurons"]["label"].iloc[0], top, show_progress)
+            left_out = tables["query_ffn_neurons"].attrs["left_out"]
+            if left_out:
+                notes.append(
+                    f"Left out of the query scores, for what they read adds up to nothing: {', '.join(left_out)}"
+                )
+        else:
+            notes.append("No FFN neurons: the model has none.")
     except UnsupportedModelError as error:
         notes.append(str(error))
     return Report(
@@ -118,10 +125,13 @@ def _switched_on(trace: Trace, first: str, top: int, show_progress: bool) -> dic
     """What switched on the first FFN neuron, by heads at a source position, and the top value neurons together."""
     scores = trace.activations(first, by="head_position")
     shown = scores.head(top).copy()
-    shown["share"] = shown["score"] / scores["score"].sum()
+    whole = float(scores["score"].sum())
+    shown["share"] = shown["score"] / whole if whole else 0.0
     positions = [None if "@" not in label else int(label.split("@")[1]) for label in shown["label"]]
     shown["token"] = ["" if p is None else trace.str_tokens[p] for p in positions]
-    query = trace.query_ffn_neurons(trace.ffn_neurons(_VALUES, show_progress=show_progress), top=top)
+    values = trace.ffn_neurons(_VALUES, show_progress=show_progress)
+    query = trace.query_ffn_neurons(values, top=top)
+    query.attrs["values"] = len(values)
     query["coefficient"] = coefficients_of(trace.run, query["label"].tolist())
     return {"activations": shown, "query_ffn_neurons": _with_words(trace, query)}
 
@@ -129,7 +139,7 @@ def _switched_on(trace: Trace, first: str, top: int, show_progress: bool) -> dic
 def to_json(report: Report) -> str:
     """The report as JSON, numbers unrounded; `schema` names its version."""
     tables = {
-        name: {"rows": table.to_dict(orient="records"), "certificate": table.attrs.get("certificate")}
+        name: {"rows": table.to_dict(orient="records"), "certificate": None, **table.attrs}
         for name, table in report.tables.items()
     }
     fields = {name: value for name, value in vars(report).items() if name != "tables"}
@@ -202,7 +212,7 @@ def _headline(report: Report) -> str:
 
 def _title(name: str, table: pd.DataFrame) -> str:
     attrs = table.attrs
-    return _TITLES[name].format(first=attrs.get("neuron"), sums_to=attrs.get("sums_to"))
+    return _TITLES[name].format(first=attrs.get("neuron"), sums_to=attrs.get("sums_to"), values=attrs.get("values"))
 
 
 def _shown(table: pd.DataFrame) -> pd.DataFrame:

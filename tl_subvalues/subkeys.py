@@ -52,16 +52,15 @@ def _ffn_readers(run: Run, layer: int, neurons: Int[Tensor, " neuron"]) -> Reade
     Raises:
         UnsupportedModelError: if the layer's subkeys cannot be read, or do not give the run's coefficients.
     """
-    check_ffn_keys(run.view, layer, run.activations, run.position)
+    open_gates = check_ffn_keys(run.view, layer, run.activations, run.position)
     ffn = run.view.layer(layer).ffn()
     assert ffn.W_in is not None
-    assert ffn.activation is not None
     x = run.activations.residual(layer, "mlp", run.position)[0]
     up = _pulled_back(ffn.norm, x, ffn.W_in[:, neurons.to(ffn.W_in.device)].T, _chosen(ffn.b_in, neurons))
-    if ffn.W_gate is None:
+    if ffn.W_gate is None or open_gates is None:
         return Readers(run.position, "pre-activation", up)
     gate = _pulled_back(ffn.norm, x, ffn.W_gate[:, neurons.to(ffn.W_gate.device)].T, _chosen(ffn.b_gate, neurons))
-    opened = ffn.activation(gate.covectors @ x + gate.biases).to(x)
+    opened = open_gates[neurons.to(open_gates.device)]
     added = _chosen(ffn.b_post, neurons)
     keys = up.times(opened, torch.zeros_like(opened) if added is None else added.to(opened))
     return Readers(run.position, "coefficient", keys, gate, up)
@@ -135,20 +134,41 @@ def readers_of(run: Run, components: Sequence[Component]) -> Readers:
     return _attn_readers(run.at(source), layer, heads, dims)
 
 
-def check_sum(run: Run, layer: int, sums_to: str, scores: Float[Tensor, " component"], whole: float) -> None:
-    """Check that scores against all earlier components add up to what the neuron reads of the residual stream.
+def check_sum(
+    run: Run,
+    layer: int,
+    sublayer: str,
+    what: str,
+    covectors: Float[Tensor, "neuron d_model"],
+    sums: Float[Tensor, " neuron"],
+    sizes: Float[Tensor, " neuron"],
+) -> None:
+    """Check that scores against all earlier components add up to what neurons read of the residual stream.
+
+    Args:
+        run: at the position where they read.
+        layer: whose neurons they are.
+        sublayer: "attn" or "mlp".
+        what: the scores add up to, for the message.
+        covectors: that they read with.
+        sums: of each neuron's scores.
+        sizes: of each neuron's scores, taken without their signs.
 
     Raises:
         UnsupportedModelError: if something that is not among the components was added to the residual stream.
     """
-    size = float(scores.abs().sum())
-    # Half precision rounds the residual stream at every addition; in float32, 3e-7 of the size was seen.
-    tolerance = {torch.float32: 1e-4, torch.float64: 1e-5}.get(run.view.dtype, 5e-2)
-    if not abs(float(scores.sum()) - whole) <= tolerance * size:
+    x = run.activations.residual(layer, sublayer, run.position)[0]
+    parts = [*run.embeddings().values(), *(site.output for site in run.read_by(layer, sublayer))]
+    # The residual stream is rounded at every addition, in the model's dtype; beyond that, 3e-7 of the size was seen.
+    added = torch.stack(parts).norm(dim=-1).sum() * torch.finfo(run.view.dtype).eps
+    limit = 1e-4 * sizes + covectors.norm(dim=-1).to(sizes) * added.to(sizes)
+    error = (sums - (covectors @ x.to(covectors)).to(sums)).abs()
+    if not bool((error <= limit).all()):
+        worst = int((error - limit).argmax())
         raise UnsupportedModelError(
             f"{run.view.name}: what reaches layer {layer} at position {run.position} is not the sum of the earlier "
-            f"sublayers' outputs, so the scores would not add up to the {sums_to} (off by "
-            f"{abs(float(scores.sum()) - whole):.2g} where they amount to {size:.2g})."
+            f"sublayers' outputs, so the scores would not add up to the {what} (off by {float(error[worst]):.2g} where "
+            f"they amount to {float(sizes[worst]):.2g})."
         )
 
 

@@ -136,11 +136,29 @@ def labels_in(table: Any) -> list[str]:
         if "label" not in table:
             raise ValueError(f"the table has no column 'label', only {', '.join(map(repr, table.columns))}.")
         table = table["label"].tolist()
+    elif isinstance(table, pd.Series):
+        table = table.tolist()
     elif isinstance(table, str) or not isinstance(table, Sequence):
         raise ValueError(f"a table with a column 'label' or a list of labels is needed, got {type(table).__name__}.")
     if not len(table):
-        raise ValueError("the table has no rows; ask for more than none.")
+        raise ValueError("the table has no rows, so there is nothing to work with.")
+    names = pd.Series(list(table))
+    if names.duplicated().any():
+        raise ValueError(f"the table holds {names[names.duplicated()].iloc[0]!r} more than once.")
     return list(table)
+
+
+def coefficients_in(table: Any) -> list[float] | None:
+    """The coefficients of a table of neurons; None where it has none.
+
+    Raises:
+        ValueError: for a table of several prompts.
+    """
+    if not isinstance(table, pd.DataFrame):
+        return None
+    if "prompt" in table and table["prompt"].nunique() > 1:
+        raise ValueError("the table holds rows of several prompts; pass those of this trace's own.")
+    return table["coefficient"].astype(float).tolist() if "coefficient" in table else None
 
 
 def value_neurons_in(values: Any) -> tuple[list[str], list[float]]:
@@ -152,9 +170,9 @@ def value_neurons_in(values: Any) -> tuple[list[str], list[float]]:
     if not isinstance(values, pd.DataFrame) or not {"label", "log_prob_increase"} <= set(values.columns):
         raise ValueError("values is a table of trace.ffn_neurons() or trace.attn_neurons(), with label and increase.")
     labels = labels_in(values)
-    increases = values["log_prob_increase"].astype(float)
+    increases = pd.to_numeric(values["log_prob_increase"], errors="coerce").astype(float)
     if not np.isfinite(increases).all():
-        raise ValueError("values holds log-probability increases that are NaN or infinite; drop those rows.")
-    if values["label"].duplicated().any():
-        raise ValueError(f"values holds {values['label'][values['label'].duplicated()].iloc[0]!r} more than once.")
+        raise ValueError(
+            "values holds log-probability increases that are NaN, infinite or no numbers; drop those rows."
+        )
     return labels, increases.tolist()

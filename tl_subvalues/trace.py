@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tl_subvalues.activation import activation_scores
 from tl_subvalues.blocks import in_full_precision
-from tl_subvalues.components import through_head, written
+from tl_subvalues.components import coefficients_of, through_head, written
 from tl_subvalues.curve import curve_of
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance import as_prob_increase
@@ -29,6 +29,7 @@ from tl_subvalues.search import Candidates, Ranking, rank, require_top
 from tl_subvalues.sites import Parts, Run, Site, Unit
 from tl_subvalues.tables import (
     activation_table,
+    coefficients_in,
     curve_table,
     labels_in,
     query_table,
@@ -163,6 +164,8 @@ class Trace(Pictures):
         The query score of a component is the sum over the value neurons of their log-probability increase times the
         component's share in what they read (arXiv 2312.12141, section 3); over all rows here they add up to the sum of
         the increases. Value neurons whose scores add up to nothing are left out and named in `attrs["left_out"]`.
+        Attention neurons read at their source positions, and a component's score is summed over those; for one position
+        pass that position's rows alone, `values[values["position"] == 3]`.
         """
         return self._queries("sublayer", values, None)
 
@@ -190,6 +193,7 @@ class Trace(Pictures):
         """
         self.run.require_same_weights()
         labels = labels_in(table)
+        self._require_own(labels, coefficients_in(table))
         return curve_table(curve_of(self.run, self.readout, self.target_id, labels))
 
     @in_full_precision
@@ -197,6 +201,7 @@ class Trace(Pictures):
         self.run.require_same_weights()
         top = require_top(top)
         labels, increases = value_neurons_in(values)
+        self._require_own(labels, coefficients_in(values))
         return query_table(unit, query_scores(self.run, labels, increases, unit), top, self.str_tokens)
 
     def ablate(
@@ -204,6 +209,16 @@ class Trace(Pictures):
     ) -> pd.Series:
         """The target's log_prob, prob and rank, `_before` and `_after`; arguments and errors as `ablation_hooks`."""
         return pd.Series(ablate(self._view, self, labels, mode, position, reference))
+
+    def _require_own(self, labels: Sequence[str], coefficients: Sequence[float] | None) -> None:
+        """Raise if a table's coefficients are not this run's: it is of another prompt or position."""
+        if coefficients is None:
+            return
+        for label, own, given in zip(labels, coefficients_of(self.run, labels), coefficients, strict=True):
+            if abs(own - given) > 1e-3 * abs(own) + 1e-6:
+                raise ValueError(
+                    f"the table is of another trace: {label!r} has the coefficient {given:.4g} there, {own:.4g} here."
+                )
 
     def _bs_values(self, labels: Sequence[str], through: str | None) -> Iterator[Float[Tensor, " vocab"]]:
         """Bs-values of labelled components one by one, the vocabulary read once for every few of them."""

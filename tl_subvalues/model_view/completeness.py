@@ -91,8 +91,13 @@ def check_final_scale(view: ModelView, activations: Activations, position: int) 
         )
 
 
-def check_ffn_keys(view: ModelView, layer: int, activations: Activations, position: int) -> None:
+def check_ffn_keys(
+    view: ModelView, layer: int, activations: Activations, position: int
+) -> Float[Tensor, " neuron"] | None:
     """Check that what we read of a layer's FFN (norm, subkeys, activation function) gives its coefficients.
+
+    Returns:
+        How far each neuron's gate is open, act(gate), all neurons taken together; None for a plain FFN.
 
     Raises:
         UnsupportedModelError: if it does not, or if the subkeys cannot be read.
@@ -107,12 +112,15 @@ def check_ffn_keys(view: ModelView, layer: int, activations: Activations, positi
     x = activations.residual(layer, "mlp", position)
     x = x if ffn.norm is None else ffn.norm(x)
     up = x @ ffn.W_in.to(x) + _or_zero(ffn.b_in, m)
+    opened = None
     if ffn.W_gate is None:
         computed = ffn.activation(up).to(m)
     else:
-        computed = ffn.activation(x @ ffn.W_gate.to(x) + _or_zero(ffn.b_gate, m)).to(m) * up + _or_zero(ffn.b_post, m)
+        opened = ffn.activation(x @ ffn.W_gate.to(x) + _or_zero(ffn.b_gate, m)).to(m)
+        computed = opened * up + _or_zero(ffn.b_post, m)
     what = "its subkeys do not give its FFN coefficients"
     _require_equal(view, layer, what, computed, m, tolerance=_KEY_TOLERANCE[view.dtype])
+    return None if opened is None else opened[0]
 
 
 def check_expert_keys(
