@@ -5,6 +5,7 @@ import platform
 from importlib.metadata import version
 from pathlib import Path
 
+import baevski18
 import growth
 import large
 import real_model
@@ -27,7 +28,7 @@ def main() -> None:
     head += "Every ratio is of two things timed in one run, turn by turn; times are the shortest of several.\n"
     sections = []
     with torch.no_grad():
-        for benchmark in (real_model, growth, large):
+        for benchmark in (real_model, growth, large, baevski18):
             for title, text in benchmark.run():
                 sections.append(f"## {title}\n\n{text}\n")
                 print(sections[-1], flush=True)

@@ -5,6 +5,7 @@ Used by test_readme.py, and on its own (python readme_blocks.py README.md) besid
 """
 
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -32,6 +33,14 @@ def make_tiny_gpt2(folder: Path) -> None:
     fast.save_pretrained(folder)
 
 
+def make_tiny_baevski18(folder: Path) -> None:
+    """fairseq's tiny checkpoint under the published archive's name."""
+    data = Path(__file__).parent / "data" / "baevski18"
+    folder.mkdir()
+    shutil.copyfile(data / "tiny_fairseq_args.pt", folder / "model.pt")
+    shutil.copyfile(data / "dict.txt", folder / "dict.txt")
+
+
 def run(readme: Path) -> dict[str, object]:
     namespace: dict[str, object] = {}
     for number, block in enumerate(python_blocks(readme), start=1):
@@ -41,5 +50,6 @@ def run(readme: Path) -> dict[str, object]:
 
 if __name__ == "__main__":
     make_tiny_gpt2(Path("gpt2"))
+    make_tiny_baevski18(Path("adaptive_lm_wiki103.v2"))
     run(Path(sys.argv[1]))
     print("the README's Python ran")

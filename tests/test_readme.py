@@ -1,6 +1,7 @@
 """What the README claims is run here."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,20 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     """Block after block, on a tiny random `gpt2` in a folder; the last one scores every head, position and the bias."""
     monkeypatch.chdir(tmp_path)
     readme_blocks.make_tiny_gpt2(tmp_path / "gpt2")
+    readme_blocks.make_tiny_baevski18(tmp_path / "adaptive_lm_wiki103.v2")
     namespace = readme_blocks.run(README)
     assert namespace["increase"].shape == (len(namespace["labels"]), 1)
     assert len(namespace["neurons"]) == 5
+
+
+def test_the_page_on_baevski18_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python and its commands, on fairseq's tiny checkpoint under the archive's name."""
+    page = ROOT / "docs" / "baevski18.md"
+    monkeypatch.chdir(tmp_path)
+    readme_blocks.make_tiny_baevski18(tmp_path / "adaptive_lm_wiki103.v2")
+    assert readme_blocks.run(page)["trace"].target_token == "a"
+    for line in re.findall(r"^tl-subvalues (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+        cli.cli.main(shlex.split(line), standalone_mode=False)
 
 
 def test_its_commands_exist() -> None:
