@@ -284,6 +284,36 @@ def test_hooks_are_live(hooked, tmp_path):
 
 
 @pytest.mark.parametrize("hooked", BOTH)
+def test_the_view_answers_what_switches_a_neuron_on(hooked, tmp_path):
+    """Keys, biases and norms: they give the run's values and pre-activations from its residual stream."""
+    from tl_subvalues.model_view import view_of
+
+    made = Model(tmp_path, "tied", hooked=hooked)
+    _, cache = made.model.run_with_cache(torch.tensor([PROMPT]))
+    for layer in range(2):
+        attention, ffn = view_of(made.model).layer(layer).attention(), view_of(made.model).layer(layer).ffn()
+        read = attention.norm(cache[f"blocks.{layer}.hook_resid_pre"])
+        values = torch.einsum("bpm,hme->bphe", read, attention.W_V) + attention.b_V
+        torch.testing.assert_close(values, cache[f"blocks.{layer}.attn.hook_v"])
+        before = ffn.norm(cache[f"blocks.{layer}.hook_resid_mid"]) @ ffn.W_in + ffn.b_in
+        torch.testing.assert_close(before, cache[f"blocks.{layer}.mlp.hook_pre"])
+        torch.testing.assert_close(
+            ffn.norm.scale(cache[f"blocks.{layer}.hook_resid_mid"]), cache[f"blocks.{layer}.ln2.hook_scale"]
+        )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_traced(dtype, tmp_path):
+    """Everything is read in float32; the model's own rounding is what is left."""
+    made = Model(tmp_path, "tied", dtype)
+    trace = made.trace(40)
+    exact = Model(tmp_path, "tied").trace(40)
+    assert abs(trace.log_prob - exact.log_prob) < 0.5
+    assert len(trace.ffn_neurons(top=5)) == 5
+    assert trace.readout.log_probs(torch.zeros(32)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("hooked", BOTH)
 def test_generation_is_greedy_decoding(hooked, tmp_path):
     """With and without a cache of keys and values, from tokens and from text: each word is the most likely next."""
     made = Model(tmp_path, "tied", torch.float32, hooked=hooked)

@@ -83,15 +83,15 @@ class WikiTextTokenizer(PreTrainedTokenizerFast):
 
 def make_tokenizer(words: list[str], *, bos_token: str = "</s>", n_ctx: int | None = None) -> WikiTextTokenizer:
     """A tokenizer with these words in order of their ids; `bos_token` goes before a text, and a newline is `</s>`."""
-    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
-    backend.normalizer = Sequence([Replace("\n", " </s> "), Replace(Regex(_SEPARATORS), " ")])
+    bos, pad, eos, unk = words[SPECIALS.index(bos_token)], *words[1:4]  # by id: a dictionary may reuse their names
+    backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token=unk))
+    backend.normalizer = Sequence([Replace("\n", f" {eos} "), Replace(Regex(_SEPARATORS), " ")])
     backend.pre_tokenizer = WhitespaceSplit()
     backend.post_processor = TemplateProcessing(
-        single=f"{bos_token} $A",
-        pair=f"{bos_token} $A {bos_token} $B",
-        special_tokens=[(bos_token, words.index(bos_token))],
+        single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, words.index(bos))]
     )
-    specials = {name: AddedToken(word, single_word=True) for name, word in _roles(bos_token).items()}
+    roles = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "unk_token": unk}
+    specials = {role: AddedToken(word, single_word=True) for role, word in roles.items()}
     return WikiTextTokenizer(
         tokenizer_object=backend,
         name_or_path="baevski18",  # TransformerLens looks for one, and would read there a tokenizer that adds no BOS
@@ -100,7 +100,3 @@ def make_tokenizer(words: list[str], *, bos_token: str = "</s>", n_ctx: int | No
         model_max_length=n_ctx or int(1e30),
         **specials,
     )
-
-
-def _roles(bos_token: str) -> dict[str, str]:
-    return {"bos_token": bos_token, "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}

@@ -148,9 +148,7 @@ def config_of(options: Mapping[str, Any], d_vocab: int, *, drops_final_norm: boo
     if float(_default(options, "adaptive_softmax_factor", 4.0)) != factor:
         raise UnsupportedModelError("adaptive_softmax_factor is other than adaptive_input_factor: not covered.")
     tied = options.get("tie_adaptive_proj") or options.get("no_tie_adaptive_proj") is False
-    length = options.get("max_target_positions") or options.get("tokens_per_sample")
-    if length is None:
-        raise ValueError("the checkpoint's options lack max_target_positions, without which its context is not known.")
+    context = "max_target_positions" if options.get("max_target_positions") else "tokens_per_sample"
     return Baevski18Config(
         n_layers=_number(options, "decoder_layers"),
         n_heads=_number(options, "decoder_attention_heads"),
@@ -159,7 +157,7 @@ def config_of(options: Mapping[str, Any], d_vocab: int, *, drops_final_norm: boo
         d_vocab=d_vocab,
         cutoffs=cutoffs,
         factor=factor,
-        n_ctx=int(length),
+        n_ctx=_number(options, context),
         tied_projections=bool(tied),
         bos_token="<s>" if options.get("add_bos_token") else "</s>",
     )
