@@ -165,8 +165,8 @@ def prepared(trace: tlsv.Trace, unit: Any, name: str) -> tuple[Candidates, list[
     return candidates, site_bounds(trace.readout, residuals, log_p, mean, trace.target_id, both_sides=True)
 
 
-def test_a_bound_of_the_head_alone_is_seen(tmp_path):
-    """These comparisons would see a bound that forgets one of the two softmaxes."""
+def test_each_softmax_alone_is_another_increase(tmp_path):
+    """The comparisons here would see an increase that forgets one of the two softmaxes."""
     trace = Model(tmp_path, "tied").trace(30)
     (head, band), residuals = trace.readout.terms(30), torch.stack([site.residual for site in trace.run.sites])
     whole = tlsv.log_prob_increase(trace.readout, residuals[0], draw(40, 32), 30)
@@ -325,6 +325,9 @@ def test_generation_is_greedy_decoding(hooked, tmp_path):
     for cached in (True, False):
         out = made.model.generate(torch.tensor([PROMPT]), use_past_kv_cache=cached, **arguments)
         assert out[0].tolist() == tokens
+    if not hooked:  # Hugging Face's own way too, which stops at </s>
+        out = made.model.original_model.generate(torch.tensor([PROMPT]), max_new_tokens=5, do_sample=False)
+        assert out[0].tolist() == tokens[: out.shape[1]]
     text = made.model.to_string(torch.tensor(PROMPT[1:]))
     said = made.model.generate(text, **arguments)
     assert said.split()[-5:] == made.model.to_string(torch.tensor(tokens[-5:])).split()
