@@ -322,6 +322,18 @@ def test_beside_other_hooks(tokens: Tensor) -> None:
             log_probs(model, tokens, wrong)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_half_precision(family: str, dtype: torch.dtype, tokens: Tensor) -> None:
+    """All source positions of a head taken out one by one leave nothing of it, within the dtype's rounding."""
+    model = zoo.bridge(family, dtype=dtype)
+    labels = [f"L1H2@{p}" for p in range(tokens.shape[1])]
+    one_by_one = log_probs(model, tokens, tlsv.ablation_hooks(model, labels, position=-1))[0, -1]
+    whole = log_probs(model, tokens, tlsv.ablation_hooks(model, "L1H2", position=-1))[0, -1]
+    assert (one_by_one - whole).abs().max() < (0.1 if dtype == torch.bfloat16 else 0.02)
+    assert (log_probs(model, tokens)[0, -1] - whole).abs().max() > 0.2
+
+
 def test_a_set_for_every_row_of_a_batch(tokens: Tensor) -> None:
     """Hooks with one set of components a row do to each row what its own hooks do; no other batch will do."""
     model = zoo.bridge("llama")
@@ -477,6 +489,20 @@ def test_positions_out_of_range(tokens: Tensor) -> None:
         for labels, position in ((["L1N3"], 7), (["L1H2@7"], None), (["L1H2@7"], -1)):
             with pytest.raises(ValueError, match="position 7 is out of range"):
                 log_probs(model, tokens, tlsv.ablation_hooks(model, labels, position=position))
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neo"])
+def test_past_keys_and_values_are_refused(family: str, tokens: Tensor) -> None:
+    """In a cached step of generation the first value is not that of source position 0; whole heads go on working."""
+    model = zoo.bridge(family)
+    arguments = {"max_new_tokens": 3, "do_sample": False, "use_past_kv_cache": True, "verbose": False}
+    with model.hooks(fwd_hooks=tlsv.ablation_hooks(model, "L1H2")):
+        model.generate(tokens, **arguments)
+    with (
+        model.hooks(fwd_hooks=tlsv.ablation_hooks(model, "L1H2@0")),
+        pytest.raises(tlsv.UnsupportedModelError, match="past keys"),
+    ):
+        model.generate(tokens, **arguments)
 
 
 def test_experts_are_refused_and_their_sublayers_are_not(tokens: Tensor) -> None:

@@ -71,6 +71,34 @@ def test_gradient_is_the_hugging_face_model_s(family: str, tokens: Tensor) -> No
     assert sum(len(point.fwd_hooks) for point in model.hook_dict.values()) == 0
 
 
+def all_kinds() -> list[Any]:
+    hooked = ("ln_gelu", "gemma2_like", "rotary_gated_grouped", "solu_ln")
+    marked = [pytest.param(("hooked", variant), id=variant, marks=pytest.mark.hooked) for variant in hooked]
+    return [*(("bridge", family) for family in ("gpt2", "bloom", "gptj", "phi", "olmo2")), *marked]
+
+
+@pytest.mark.parametrize("built", all_kinds())
+def test_gradient_is_the_slope_of_a_factor(built: tuple[str, str], tokens: Tensor) -> None:
+    """Of log p by a factor on the neuron's coefficient, at 1: from two runs with the factor a little off."""
+    model = zoo.bridge(built[1]) if built[0] == "bridge" else zoo.hooked(built[1])
+    trace = tlsv.trace(model, tokens, TARGET)
+    found = tlsv.RANKINGS["gradient_times_activation"](trace)
+    width = len(found) // 2
+    for number in torch.topk(found.abs(), 4).indices.tolist():
+        label, step = ffn_neuron_label(number // width, number % width), 0.02
+        up, down = (trace.ablate(label, mode=1.0 + sign * step, position=-1)["log_prob_after"] for sign in (1, -1))
+        assert float(found[number]) == pytest.approx((up - down) / (2 * step), rel=0.02, abs=1e-3)
+
+
+@pytest.mark.hooked
+def test_a_model_without_neurons(tokens: Tensor) -> None:
+    """Attention alone has nothing to rank, and says so."""
+    trace = tlsv.trace(zoo.hooked("attn_only"), tokens, TARGET)
+    for name in ("coefficient", "random"):
+        with pytest.raises(tlsv.UnsupportedModelError, match="no FFN neurons"):
+            tlsv.RANKINGS[name](trace)
+
+
 @pytest.mark.parametrize("scale", ["frozen", "recomputed"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("name", ["log_prob_increase", "prob_increase"])

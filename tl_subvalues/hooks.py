@@ -153,7 +153,10 @@ def _source_hooks(
     own_values = attention.W_V is not None and attention.W_V.shape[0] == n_heads
     if own_values and position is None and mode.means is None:
         # z is linear in v: for all queries at once the value itself can be scaled, whatever the pattern.
+        n_values: list[int] = []
+
         def scale_values(values: Tensor, hook: Any) -> Tensor:
+            n_values[:] = [values.shape[-3]]
             if values.shape[-2:] != (n_heads, d_head):
                 raise _refusal_of_sources(view, layer, values, n_heads, d_head)
             for p, mask in sources.items():
@@ -162,7 +165,14 @@ def _source_hooks(
                 values = _replaced(values, where, mode.replacement(values, (layer, "z", p)))
             return values
 
-        return [(block.hook("attn.hook_v"), scale_values)]
+        def require_all_values(pattern: Tensor, hook: Any) -> None:
+            if n_values != [pattern.shape[-1]]:
+                raise UnsupportedModelError(
+                    f"{view.name}: layer {layer} has values at {n_values} of {pattern.shape[-1]} source positions (a "
+                    "run with past keys and values), so none can be knocked out; whole heads still can."
+                )
+
+        return [(block.hook("attn.hook_v"), scale_values), (block.hook("attn.hook_pattern"), require_all_values)]
     heads = torch.stack([mask.flatten(0, 1).any(0).any(-1) for mask in sources.values()]).any(0)
     seen: dict[str, Tensor] = {}
 
@@ -220,6 +230,7 @@ def _refusal_of_sources(
     )
 
 
+@torch.no_grad()
 def _require_recorded(
     view: ModelView, layer: int, z: Tensor, pattern: Tensor, values: Tensor, heads: Bool[Tensor, " head"]
 ) -> None:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.blocks import in_full_precision
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import ffn_neuron_label
 from tl_subvalues.readout import Readout
 from tl_subvalues.search import Candidates, rank
@@ -64,9 +65,13 @@ def ffn_parts(trace: Trace) -> list[tuple[int, NeuronSubvalues]]:
     """FFN neurons' subvalues at the trace's position, layer by layer.
 
     Raises:
-        UnsupportedModelError: if a layer has no neurons of its own (a mixture of experts), naming it.
+        UnsupportedModelError: if a layer has no neurons of its own (a mixture of experts), naming it; if none has any.
     """
     prepared = trace.candidates("ffn_neuron")
+    if not prepared.parts:
+        raise UnsupportedModelError(
+            f"{trace.run.view.name} has no FFN neurons to rank; its heads are in trace.heads()."
+        )
     return [
         (site.layer, part.subvalues)
         for site, part in zip(prepared.sites, prepared.parts, strict=True)
