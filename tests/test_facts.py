@@ -77,3 +77,16 @@ def test_what_cannot_be_read(view: object, tmp_path: Path) -> None:
         check_facts(view, [], on_error="ignore")
     with pytest.raises(OSError, match="nowhere"):
         read_rows(tmp_path / "nowhere.csv")
+
+
+@pytest.mark.real_model
+def test_the_demo_s_facts_are_all_good() -> None:
+    """Every target in demos/data is one token of the embedded model's tokenizer, no prompt stands there twice."""
+    import tl_subvalues as tlsv
+
+    data = Path(__file__).parent.parent / "demos" / "data"
+    facts = check_facts(view_of(tlsv.load_model()), read_rows(data / "facts.csv"))
+    assert len(facts.facts) == 249
+    assert len({tuple(fact.tokens.tolist()) for fact in facts.facts}) == 249
+    checked = pd.read_csv(data / "facts_checked.csv")
+    assert checked["answered"].sum() == (checked["rank"] == 1).sum() == 143
