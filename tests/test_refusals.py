@@ -270,6 +270,17 @@ def test_a_mixture_of_an_unknown_kind_is_traced_but_for_its_neurons(unknown, tok
             trace.vocabulary(label)
 
 
+@pytest.mark.hooked
+def test_a_hooked_transformers_experts_are_refused_by_name(tokens):
+    """HookedTransformer's mixtures of experts are traced but for their neurons; the same model as a bridge has all."""
+    model = zoo.hooked("rotary_gated_grouped", num_experts=4, experts_per_token=2)
+    trace = tlsv.trace(model, tokens, TARGET)
+    assert len(trace.layers()) == 4
+    assert len(trace.attn_neurons()) > 0
+    with pytest.raises(UnsupportedModelError, match=r"layer 0 .*MoE"):
+        trace.ffn_neurons()
+
+
 @pytest.mark.parametrize(
     ("family", "reason"),
     [

@@ -71,7 +71,10 @@ class Trace(Pictures):
     run: Run = field(repr=False)
 
     def layers(self) -> pd.DataFrame:
-        """Every sublayer's output, in order of computation: columns label, layer, sublayer, and the two increases."""
+        """Every sublayer's output, in order of computation: columns label, layer, sublayer, and the two increases.
+
+        In hybrid models, a convolution, state space or linear attention is a sublayer too, such as `0_conv_out`.
+        """
         table = self._table("sublayer", None, True, False)
         order = {sublayer_label(site.layer, site.sublayer): i for i, site in enumerate(self._sites)}
         return table.sort_values("label", key=lambda labels: labels.map(order), ignore_index=True)
@@ -93,8 +96,11 @@ class Trace(Pictures):
     def ffn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
         """FFN neurons: columns label, layer, neuron, coefficient, and the two increases, highest first.
 
+        With mixtures of experts there is a column `expert` too, missing in dense layers; neurons of experts that the
+        token is not sent to add nothing and are not listed, and coefficients include the routing weight.
+
         Raises:
-            UnsupportedModelError: if a layer has no neurons of its own (a mixture of experts), naming it.
+            UnsupportedModelError: if a layer has no neurons that can be read, naming it.
         """
         return self._table("ffn_neuron", top, largest, show_progress)
 

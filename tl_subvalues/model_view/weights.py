@@ -17,7 +17,11 @@ from tl_subvalues.softmax import Columns
 
 @dataclass(frozen=True)
 class Attention:
-    """An attention sublayer. `norm` is the one it reads through (None: the raw residual stream)."""
+    """An attention sublayer. `norm` is the one it reads through (None: the raw residual stream).
+
+    `W_V` is None where it is hidden, or where no linear map leads from what is read to the values: in latent attention
+    (DeepSeek) a norm with a scale of its own stands between, v = W_b norm(W_a x).
+    """
 
     W_O: Float[Tensor, "head d_head d_model"]
     b_O: Float[Tensor, " d_model"] | None
