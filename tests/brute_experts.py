@@ -56,7 +56,8 @@ class BruteForceMixture(BruteForce):
     def experts_input(self, layer: int, position: int) -> Tensor:
         """What the mixture reads: the residual stream through the norm before it, where there is one."""
         x = self.residual(layer, "mlp", position)[None]
-        norm = self.model.blocks[layer]._modules.get("ln2")
+        # FlexOlmo norms after its sublayers alone; TransformerLens 3.9 calls that norm `ln2` too.
+        norm = None if self.family == "flex_olmo" else self.model.blocks[layer]._modules.get("ln2")
         return (x if norm is None else call(norm, x))[0]
 
     def _raw(self, layer: int, sublayer: str, position: int) -> dict[str, Tensor]:
