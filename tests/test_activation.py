@@ -306,7 +306,7 @@ def test_hybrids(family: str, tokens: torch.Tensor) -> None:
 def test_latent_attention_is_refused_by_name(tokens: torch.Tensor) -> None:
     """Its values are read through a norm of their own; its FFN neurons have scores like any."""
     trace = tlsv.trace(zoo.bridge("deepseek_v2"), tokens, 5)
-    with pytest.raises(tlsv.UnsupportedModelError, match="hides its attention's value weights"):
+    with pytest.raises(tlsv.UnsupportedModelError, match="latent attention, whose values are read through a norm"):
         trace.activations(trace.attn_neurons(top=1)["label"].iloc[0])
     with pytest.raises(ValueError, match="name it, as in"):
         tlsv.trace(zoo.bridge("llama"), tokens, 5).activations("L1H0D0")

@@ -48,7 +48,7 @@ def written(run: Run, label: str) -> Float[Tensor, " d_model"]:
     component = parse_label(label)
     parts = run.parts(site_of(run, label), component.kind)
     try:
-        return parts.written(component)
+        return parts.written(component, run.view.device)
     except UnsupportedModelError:
         raise
     except ValueError as error:

@@ -103,7 +103,7 @@ class Parts:
             raise ValueError("the layer's FFN is dense, its neurons are called as L24N1005")
         return index
 
-    def written(self, component: Component) -> Float[Tensor, " d_model"]:
+    def written(self, component: Component, device: torch.device | None = None) -> Float[Tensor, " d_model"]:
         """What a component writes: a neuron its row, sign as stored, everything else its output.
 
         Raises:
@@ -114,7 +114,7 @@ class Parts:
         index = self.index(component)
         if isinstance(self.subvalues, NeuronSubvalues):
             return _row(self.subvalues, index % len(self.subvalues.directions))
-        return self.subvalues.vectors(torch.tensor([index]))[0]
+        return self.subvalues.vectors(torch.tensor([index], device=device))[0]
 
     def fields(self, index: Int[Tensor, " n"]) -> dict[str, Tensor]:
         """Head, position, dim or neuron of the chosen parts; their coefficient where they are neurons."""
@@ -163,7 +163,7 @@ class ExpertParts(Parts):
         assert component.neuron is not None
         return int(self.joined.starts[self.experts.index(component.expert)]) + component.neuron
 
-    def written(self, component: Component) -> Float[Tensor, " d_model"]:
+    def written(self, component: Component, device: torch.device | None = None) -> Float[Tensor, " d_model"]:
         """The row of a neuron, of whatever expert.
 
         Raises:

@@ -158,9 +158,12 @@ def check_value_keys(view: ModelView, layer: int, activations: Activations, posi
     """
     attention = view.layer(layer).attention()
     if attention.W_V is None:
+        why = "hides its attention's value weights"
+        if view.layer(layer).latent:
+            why = "has latent attention, whose values are read through a norm of their own, with a scale of its own"
         raise UnsupportedModelError(
-            f"{view.name}: layer {layer} hides its attention's value weights, so the activation scores of its neurons "
-            "cannot be made; its subvalues still can."
+            f"{view.name}: layer {layer} {why}, so the activation scores of its attention neurons cannot be made; its "
+            "subvalues still can."
         )
     values = activations.values(layer, attention.n_heads)[:, position]
     x = activations.residual(layer, "attn", position)
