@@ -262,3 +262,45 @@ def test_ablation_refusals(tokens: torch.Tensor) -> None:
         tlsv.ablation_hooks(zoo.bridge("llama"), "L0E1N3")
     before_and_after = tlsv.trace(model, tokens, TARGET).ablate("L0E1N3")
     assert before_and_after["log_prob_before"] == pytest.approx(tlsv.trace(model, tokens, TARGET).log_prob, abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gpt_oss", "qwen2_moe", "deepseek_v3"])
+def test_scores_against_the_neurons_of_experts_add_up(family, tokens):
+    """What switched an attention neuron on, by FFN neurons: experts' neurons and their bias part are among the rows."""
+    if family == "deepseek_v3":
+        trace = tlsv.trace(zoo.bridge(family), tokens, TARGET)
+        with pytest.raises(tlsv.UnsupportedModelError, match="latent attention"):
+            trace.activations("L1H0D0@6")
+        return
+    trace = tlsv.trace(zoo.bridge(family), tokens, TARGET)
+    whole = trace.activations("L1H0D0@6")
+    table = trace.activations("L1H0D0@6", by="ffn_neuron")
+    assert table.score.sum() == pytest.approx(whole.score.sum(), abs=1e-4)
+    experts = [label for label in table.label if label.startswith("L0E")]
+    assert sorted(experts) == sorted(trace.ffn_neurons(top=None).query("layer == 0").label)
+    assert ("0_mlp_bias" in set(table.label)) == (family == "gpt_oss")
+    values = trace.attn_neurons(top=None).query("layer == 1 and position == 6").head(5)
+    queries = trace.query_ffn_neurons(values, top=4)
+    assert list(queries.columns) == ["label", "layer", "expert", "neuron", "query_score"]
+    assert set(queries.label) <= set(experts)
+
+
+def test_curves_add_the_neurons_of_experts(tokens):
+    """A curve's steps are the experts' subvalues; all neurons and the bias of the last layer lead to the output."""
+    trace = tlsv.trace(zoo.bridge("mixtral"), tokens, TARGET)
+    last = trace.ffn_neurons(top=None).query("layer == 1")
+    curve = trace.curve(last)
+    assert list(curve.label[1:]) == list(last.label)
+    assert curve.log_prob.iloc[-1] == pytest.approx(trace.log_prob, abs=1e-4)
+
+
+def test_scores_of_idle_experts_are_refused(tokens):
+    """A neuron of an expert that the token is not sent to was not switched on; a dense layer has no experts."""
+    trace = tlsv.trace(zoo.bridge("mixtral"), tokens, TARGET)
+    idle = next(f"L1E{e}N0" for e in range(4) if f"L1E{e}N0" not in set(trace.ffn_neurons(top=None).label))
+    with pytest.raises(ValueError, match="is not active here"):
+        trace.curve([idle])
+    with pytest.raises(ValueError, match="is not active here"):
+        trace.activations(idle)
+    with pytest.raises(ValueError, match="dense"):
+        tlsv.trace(zoo.bridge("llama"), tokens, TARGET).activations("L1E0N3")
