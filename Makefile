@@ -1,22 +1,30 @@
 # Everything from a bare clone: each target makes the environment that it needs. A second call reuses it.
 PYTHON ?= python3
-# A fresh `pip install` brings the newest TransformerLens; .venv-tl3 has the oldest that is supported.
+# A fresh `pip install` brings the newest TransformerLens; .venv-tl3 has the last release with both of its classes,
+# .venv-tl2 the oldest that is supported, which needs older companions.
 TL_NEW := transformer_lens==4.3.0
 TL_OLD := transformer_lens==3.9.0
-STAMP := .installed-$(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+TL_OLDEST := transformer_lens==2.18.0
+CONSTRAINTS := constraints.txt
+STAMP := .installed-$(shell cat pyproject.toml constraints.txt constraints-tl2.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-new test-old lint build bench clean
+.PHONY: demo test test-all test-new test-old test-oldest lint build bench clean
 
 demo: .venv/$(STAMP)
 	.venv/bin/tl-subvalues trace "The capital of France is" --target " Paris"
 
 test: test-new test-old
 
+test-all: test test-oldest
+
 test-new: .venv/$(STAMP)
-	.venv/bin/python -m pytest -q
+	.venv/bin/python -m pytest -q -n auto
 
 test-old: .venv-tl3/$(STAMP)
-	.venv-tl3/bin/python -m pytest -q
+	.venv-tl3/bin/python -m pytest -q -n auto
+
+test-oldest: .venv-tl2/$(STAMP)
+	.venv-tl2/bin/python -m pytest -q -n auto
 
 lint: .venv/$(STAMP)
 	.venv/bin/ruff check .
@@ -31,13 +39,15 @@ bench: .venv/$(STAMP)
 
 .venv/$(STAMP): TL := $(TL_NEW)
 .venv-tl3/$(STAMP): TL := $(TL_OLD)
-.venv/$(STAMP) .venv-tl3/$(STAMP):
+.venv-tl2/$(STAMP): TL := $(TL_OLDEST)
+.venv-tl2/$(STAMP): CONSTRAINTS := constraints-tl2.txt
+.venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP):
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	# torch first and alone, so that the pinned build is taken and nothing draws in another.
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt "$(TL)" -e ".[all]"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
 	rm -f $(@D)/.installed-*
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl3 dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-tl3 .venv-tl2 dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis

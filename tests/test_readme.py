@@ -15,6 +15,7 @@ README = ROOT / "README.md"
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block after block, on a tiny random `gpt2` in a folder; the last one scores every head, position and the bias."""
+    pytest.importorskip("transformer_lens.model_bridge", reason="the README boots a TransformerBridge")
     monkeypatch.chdir(tmp_path)
     readme_blocks.make_tiny_gpt2(tmp_path / "gpt2")
     readme_blocks.make_tiny_baevski18(tmp_path / "adaptive_lm_wiki103.v2")

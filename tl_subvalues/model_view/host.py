@@ -1,11 +1,17 @@
 """TransformerLens's classes, releases and attribute names, each behind a function named after what it tells.
 
-Releases differ in what they export: 4.x has no HookedTransformer (and raises on the attribute), 3.x has both
-classes, and some families changed the name of a norm between 3.9 and 4.3. Whatever depends on that is here.
+Releases differ in what they export: 2.x has no TransformerBridge, 4.x no HookedTransformer (and raises on the
+attribute), 3.x has both, and some families changed the name of a norm between 3.9 and 4.3. Whatever depends on that
+is here, but for how 2.x loads a folder (`folders`).
 """
 
+import contextlib
+import functools
+import importlib.metadata
+import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,12 +21,32 @@ from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.norms import Norm
 from tl_subvalues.softmax import Columns
 
+# The oldest and the newest release that the tests ran with.
+TESTED = ((2, 18), (4, 3))
+
 # What Hugging Face's feed-forward modules, and HookedTransformer's, call their activation function.
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl", "activation")
 
 # Modules that a bridge mounts between the final norm and the unembedding; with one of them the logits are not
 # unembed(ln_final(x)), and nothing here decomposes them (ModernBERT's prediction head, OPT-350m's projection).
 _READOUT_DETOURS = ("prediction_head", "project_out", "mlm_head", "classifier_ln", "hc_head", "sigma_map")
+
+
+@functools.cache
+def warn_of_unknown_release() -> None:
+    """Warn, once a process, where the installed TransformerLens is none that the tests ran with."""
+    try:
+        version = importlib.metadata.version("transformer_lens")
+        release = tuple(int(part) for part in version.split(".")[:2])
+    except (importlib.metadata.PackageNotFoundError, ValueError):  # a checkout, or a version of its own making
+        return
+    if not TESTED[0] <= release <= TESTED[1]:
+        oldest, newest = (".".join(map(str, bound)) for bound in TESTED)
+        warnings.warn(
+            f"TransformerLens {version} is outside the range that tl-subvalues was tested with ({oldest} to {newest}). "
+            "Every trace still checks its sums and its readout, and refuses a model that does not add up.",
+            stacklevel=2,
+        )
 
 
 def bridge_class() -> type | None:
@@ -60,6 +86,31 @@ def boot_bridge(name: str, *, device: Any = None, dtype: torch.dtype = torch.flo
     return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
 
 
+def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
+    """A model on the Hugging Face hub or in a local folder: a TransformerBridge; HookedTransformer on release 2.
+
+    Raises:
+        UnsupportedModelError: if release 2 does not know the name, or cannot convert a folder's model.
+    """
+    hooked = hooked_class()
+    if bridge_class() is not None or hooked is None:
+        return boot_bridge(name, device=device, dtype=dtype)
+    with contextlib.redirect_stdout(sys.stderr):  # where it prints what it loaded
+        if Path(name).is_dir():
+            from tl_subvalues.model_view.folders import hooked_from_folder
+
+            return hooked_from_folder(hooked, Path(name), device=device, dtype=dtype)
+        try:
+            return hooked.from_pretrained_no_processing(name, device=device, dtype=dtype)  # type: ignore[attr-defined]
+        except ValueError as error:
+            if "Valid official model names" not in str(error):
+                raise
+            raise UnsupportedModelError(
+                f"TransformerLens 2 has a list of the models that it loads, and {name!r} is not on it; pass a local "
+                "folder with a model of a layout that it knows, or use TransformerLens 3 or newer."
+            ) from error
+
+
 def activation_cache(tensors: dict[str, Tensor], model: Any) -> Any:
     """An ActivationCache of these activations, batch dimension included."""
     from transformer_lens import ActivationCache
@@ -82,6 +133,7 @@ def require_traceable(model: Any) -> None:
             (encoder-decoder, encoder with a task head, …).
         ValueError: a bridge in training mode. (A HookedTransformer has no dropout and starts in training mode.)
     """
+    warn_of_unknown_release()
     if not is_bridge(model) and not is_hooked(model):
         raise UnsupportedModelError(
             f"expected a TransformerLens model (TransformerBridge or HookedTransformer), got {type(model).__name__}; "
