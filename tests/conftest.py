@@ -9,23 +9,15 @@ os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 import pytest
 import torch
 import transformers
+import zoo
 
 torch.set_num_threads(1)  # the models are tiny
 transformers.logging.set_verbosity_error()
 transformers.utils.logging.disable_progress_bar()
 
 
-def has_hooked_transformer() -> bool:
-    """Whether this TransformerLens still has HookedTransformer (release 4 raises an ImportError)."""
-    try:
-        from transformer_lens import HookedTransformer  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if has_hooked_transformer():
+    if zoo.has_hooked_transformer():
         return
     skip = pytest.mark.skip(reason="this TransformerLens has no HookedTransformer (it left in release 4)")
     for item in items:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import baevski18_reference as fairseq
-import conftest
 import pandas as pd
 import pytest
 import torch
@@ -358,7 +357,7 @@ def test_the_hooked_transformer_is_traced_alike(tmp_path):
 
 def test_without_hooked_transformer_the_way_out_is_named(tmp_path, monkeypatch):
     """On TransformerLens 4 hooked=True is refused in one sentence."""
-    if conftest.has_hooked_transformer():
+    if zoo.has_hooked_transformer():
         monkeypatch.setitem(sys.modules, "transformer_lens.hook_points", None)  # an import fails then
     with pytest.raises(tlsv.UnsupportedModelError, match="leave hooked=False"):
         Model(tmp_path, "tied", hooked=True)

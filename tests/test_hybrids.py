@@ -6,7 +6,6 @@ import pytest
 import torch
 import zoo
 from brute_experts import GATED, BruteForceMixture
-from conftest import has_hooked_transformer
 from test_families import INCREASE_TOLERANCE, SUM_TOLERANCE, TARGET, relative_error
 
 import tl_subvalues as tlsv
@@ -23,7 +22,7 @@ SUBLAYERS = {
 }
 MODES = [(family, mode) for family in SUBLAYERS for mode in (False, True)]
 MODES.remove(("falcon_h1", True))  # TransformerLens fails to fold its norms
-if has_hooked_transformer():  # TransformerLens 3.9 has no residual stream between OLMo Hybrid's sublayers
+if zoo.has_hooked_transformer():  # TransformerLens 3.9 has no residual stream between OLMo Hybrid's sublayers
     MODES = [mode for mode in MODES if mode[0] != "olmo_hybrid"]
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 import zoo
 from brute_experts import BruteForceMixture
-from conftest import has_hooked_transformer
 from test_families import INCREASE_TOLERANCE, MIDDLE, SUM_TOLERANCE, TARGET, UNITS, relative_error
 
 import tl_subvalues as tlsv
@@ -24,7 +23,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module", params=MODES)
 def run(family: str, request: pytest.FixtureRequest, tokens: torch.Tensor) -> tuple[Any, BruteForceMixture, Any]:
-    if family == "ernie4_5_moe" and request.param and has_hooked_transformer():
+    if family == "ernie4_5_moe" and request.param and zoo.has_hooked_transformer():
         pytest.skip("TransformerLens 3.9 cannot enable compatibility mode where dense layers and mixtures alternate so")
     model = zoo.bridge(family, compatibility=request.param)
     return model, BruteForceMixture(model, family, tokens, folded=request.param), model.run_with_cache(tokens)[1]

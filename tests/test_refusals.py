@@ -190,7 +190,9 @@ def test_a_hook_that_edits_parts_is_decomposed_right_or_refused(model, hook, tok
 # Models.
 
 
-@pytest.mark.parametrize("thing", [object(), torch.nn.Linear(2, 2), None, "gpt2"], ids=repr)
+@pytest.mark.parametrize(
+    "thing", [object(), torch.nn.Linear(2, 2), None, "gpt2"], ids=lambda thing: type(thing).__name__
+)
 def test_what_is_no_model_is_refused(thing, tokens):
     """The message names the type and how to boot a model."""
     message = refusal(thing, tokens, UnsupportedModelError)

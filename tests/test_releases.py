@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 import zoo
-from conftest import has_hooked_transformer
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import host
@@ -103,7 +102,7 @@ def test_no_other_module_uses_such_a_name(source: str) -> None:
 def test_which_class_a_release_has() -> None:
     """Release 2 has HookedTransformer alone, 3 both, 4 TransformerBridge alone."""
     assert (host.bridge_class() is not None) == (MAJOR in "34")
-    assert (host.hooked_class() is not None) == (MAJOR in "23") == has_hooked_transformer()
+    assert (host.hooked_class() is not None) == (MAJOR in "23") == zoo.has_hooked_transformer()
 
 
 def test_the_stated_range_holds_what_was_tested() -> None:
@@ -117,7 +116,7 @@ def test_the_stated_range_holds_what_was_tested() -> None:
 
 
 def small_model() -> object:
-    return zoo.hooked("ln_gelu") if has_hooked_transformer() else zoo.bridge("gpt2")
+    return zoo.hooked("ln_gelu") if zoo.has_hooked_transformer() else zoo.bridge("gpt2")
 
 
 @pytest.fixture

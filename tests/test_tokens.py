@@ -113,7 +113,9 @@ def test_ids_that_are_no_integers_are_refused(model, prompt):
     assert str(torch.as_tensor(prompt).dtype) in message
 
 
-@pytest.mark.parametrize("prompt", [None, {"text": WORDS}, object(), [[3, 4], [5]], b"w3"], ids=repr)
+@pytest.mark.parametrize(
+    "prompt", [None, {"text": WORDS}, object(), [[3, 4], [5]], b"w3"], ids=lambda prompt: type(prompt).__name__
+)
 def test_what_is_no_prompt_is_refused(model, prompt):
     """Anything else is refused by its type, beside the types that are taken."""
     message = refusal(model, prompt)

@@ -404,6 +404,15 @@ def hf_model(family: str, seed: int = 0, dtype: torch.dtype = torch.float32, **o
     return model.to(dtype).eval()
 
 
+def has_hooked_transformer() -> bool:
+    """Whether this TransformerLens still has HookedTransformer (release 4 raises an ImportError)."""
+    try:
+        from transformer_lens import HookedTransformer  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
 def bridge_class() -> Any:
     """TransformerBridge; whatever asks for it is skipped on a release without it (TransformerLens 2)."""
     return pytest.importorskip("transformer_lens.model_bridge", exc_type=ImportError).TransformerBridge
