@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import torch
 import zoo
+from conftest import has_hooked_transformer
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of
@@ -111,3 +112,74 @@ def test_padding_is_cut_off() -> None:
         assert logits.shape[0] == len(prompt)
         assert cache["blocks.0.hook_resid_pre"].shape[:2] == (1, len(prompt))
         assert cache["blocks.1.attn.hook_pattern"].shape[-2:] == (len(prompt), len(prompt))
+
+
+def padded(side: str) -> tuple[torch.Tensor, torch.Tensor, list[torch.Tensor]]:
+    """The prompts as ids padded on one side, their mask, and each prompt's own ids."""
+    own = [torch.tensor([int(word[1:]) for word in prompt.split()]) for prompt in PROMPTS]
+    longest = max(len(ids) for ids in own)
+    tokens, mask = torch.ones(len(own), longest, dtype=torch.long), torch.zeros(len(own), longest, dtype=torch.long)
+    for row, ids in enumerate(own):
+        place = slice(longest - len(ids), None) if side == "left" else slice(len(ids))
+        tokens[row, place], mask[row, place] = ids, 1
+    return tokens, mask, own
+
+
+def core(model, cache, row: int, last: int, first: int, target: int) -> dict[str, torch.Tensor]:
+    """What the functional core says of one prompt of a cache: subvalues, log-probs, increases at its last position."""
+    found = {}
+    scale = cache["ln_final.hook_scale"]
+    for layer in range(2):
+        for by in ("head", "head_position", "neuron"):
+            stack = tlsv.attn_subvalues(model, cache, layer, by=by, pos_slice=last)[:, row]
+            if by != "head":  # sources outside the prompt are the padding's, and get no weight
+                sources = scale.shape[1]
+                stack = stack.unflatten(0, (-1, sources) if by == "head_position" else (sources, -1))
+                stack = stack.movedim(1 if by == "head_position" else 0, 0)
+                inside = torch.zeros(sources, dtype=torch.bool)
+                inside[first : last % sources + 1] = True
+                assert stack[~inside].abs().max().item() < 1e-9 if (~inside).any() else True
+                stack = stack[inside]
+            found[f"{layer} {by}"] = stack
+        x = cache[f"blocks.{layer}.hook_resid_mid"][row, last][None]
+        neurons = tlsv.ffn_subvalues(model, cache, layer, pos_slice=last)[:, row][:, None]
+        for kind, used in (("frozen", scale[row, last][None]), ("recomputed", "recomputed")):
+            readout = tlsv.Readout(model, scale=used)
+            found[f"{layer} {kind}"] = tlsv.log_prob_increase(readout, x, neurons, target)[:, 0]
+            found[f"{layer} {kind} log-probs"] = readout.log_probs(x)[0]
+    return found
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "name", ["gpt2", "llama", "gemma2", pytest.param("rotary_gated_grouped", marks=pytest.mark.hooked)]
+)
+def test_a_padded_batch_of_the_user_s_own(name: str, side: str) -> None:
+    """A cache of several prompts, padded on either side and masked: each prompt's numbers at its own last position."""
+    model = zoo.hooked(name) if name in zoo.HOOKED else zoo.bridge(name)
+    tokens, mask, own = padded(side)
+    if name in zoo.HOOKED:
+        model.tokenizer.padding_side = side
+    _, cache = model.run_with_cache(tokens, attention_mask=mask)
+    for row, (ids, target) in enumerate(zip(own, (5, 6, 7, 8), strict=True)):
+        _, alone = model.run_with_cache(ids[None])
+        first = tokens.shape[1] - len(ids) if side == "left" else 0
+        together = core(model, cache, row, first + len(ids) - 1, first, target)
+        for what, expected in core(model, alone, 0, len(ids) - 1, 0, target).items():
+            torch.testing.assert_close(together[what], expected, atol=TOLERANCE, rtol=TOLERANCE, msg=what)
+
+
+def test_a_batch_of_increases_is_its_rows() -> None:
+    """`log_prob_increase` over a batch and positions reads every row at its own scale, padding beside it or not."""
+    model = zoo.hooked("ln_gelu") if has_hooked_transformer() else zoo.bridge("gpt2")
+    tokens, mask, own = padded("right")
+    _, cache = model.run_with_cache(tokens, attention_mask=mask)
+    scale, x = cache["ln_final.hook_scale"], cache["blocks.1.hook_resid_mid"]
+    stack = tlsv.ffn_subvalues(model, cache, 1, pos_slice=None, neuron_slice=(0, 6))
+    together = tlsv.log_prob_increase(tlsv.Readout(model, scale=scale), x, stack, 9)
+    assert together.shape == (6, len(own), tokens.shape[1])
+    for row, ids in enumerate(own):
+        for at in range(len(ids)):
+            readout = tlsv.Readout(model, scale=scale[row, at])
+            alone = tlsv.log_prob_increase(readout, x[row, at], stack[:, row, at], 9)
+            torch.testing.assert_close(together[:, row, at], alone, atol=1e-6, rtol=1e-5)

@@ -1,5 +1,6 @@
 """Loading by name: the embedded model's package, its hash, its cache; local folders; names that cannot be had."""
 
+import importlib.util
 import json
 import subprocess
 from pathlib import Path
@@ -78,10 +79,80 @@ def test_a_local_folder(tmp_path: Path) -> None:
     assert next(half.parameters()).dtype == torch.bfloat16
 
 
-def test_an_unknown_name_goes_the_hub_s_way() -> None:
-    """Hugging Face's own error for a name that cannot be had comes through; TransformerLens 2 has a list of names."""
-    with pytest.raises((OSError, tlsv.UnsupportedModelError), match="no-such-model"):
-        tlsv.load_model("no-such-owner/no-such-model")
+@pytest.mark.parametrize("name", ["no-such-owner/no-such-model", "gpt2-medium", "meta-llama/Llama-2-7b-hf"])
+def test_a_name_that_cannot_be_had(name: str) -> None:
+    """One sentence that names it, where the hub cannot be reached; TransformerLens 2 has a list of names."""
+    with pytest.raises((OSError, tlsv.UnsupportedModelError)) as caught:
+        tlsv.load_model(name)
+    assert repr(name) in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("name", "family", "overrides"),
+    [
+        ("gpt2-medium", "gpt2", {}),
+        ("gpt2-xl", "gpt2", {"activation_function": "gelu_new"}),
+        ("meta-llama/Llama-2-7b-hf", "llama", {"num_key_value_heads": 4}),
+        ("Llama-3.2-1B", "llama", {"tie_word_embeddings": True}),
+        ("EleutherAI/pythia-160m", "gpt_neox_parallel", {}),
+    ],
+)
+def test_names_as_users_load_them(
+    name: str, family: str, overrides: dict, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder of a published model's name and layout, found beside the caller: loaded for what it holds, and exact.
+
+    TransformerLens 2 takes a published name for that model's sizes, wherever it stands in a path.
+    """
+    hf = zoo.hf_model(family, dtype=dtype, **overrides)
+    hf.save_pretrained(tmp_path / name)
+    zoo.tokenizer().save_pretrained(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    model = tlsv.load_model(name, device="cpu", dtype=dtype)
+    assert next(model.parameters()).dtype == dtype
+    trace = tlsv.trace(model, "w3 w4 w5", "w6", prepend_bos=False)
+    expected = hf(torch.tensor([[3, 4, 5]])).logits[0, -1].float().log_softmax(-1)[6]
+    assert trace.log_prob == pytest.approx(expected.item(), abs=1e-4 if dtype == torch.float32 else 0.2)
+    assert len(trace.heads()) == 8
+    assert len(trace.ffn_neurons(top=5)) == 5
+
+
+@pytest.mark.parametrize(
+    ("family", "overrides", "reason"),
+    [
+        ("llama_biased_tied", {}, "off Hugging Face's model"),  # its biases are not converted
+        ("llama_wide_heads", {}, "does not convert"),
+        ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary positions of the kind 'linear'"),
+        ("olmo2", {}, "does not convert"),
+    ],
+)
+def test_a_wrong_conversion_is_refused(family: str, overrides: dict, reason: str, tmp_path: Path) -> None:
+    """What TransformerLens 2 converts wrongly or not at all is refused, with the way out; the bridge loads it."""
+    zoo.hf_model(family, **overrides).save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    if importlib.util.find_spec("transformer_lens.model_bridge"):
+        model = tlsv.load_model(str(tmp_path), device="cpu")
+        assert tlsv.trace(model, "w3 w4 w5", "w6").log_prob < 0
+        return
+    with pytest.raises(tlsv.UnsupportedModelError, match=f"{reason}.*TransformerLens 3"):
+        tlsv.load_model(str(tmp_path), device="cpu")
+
+
+def test_a_folder_of_newer_transformers_is_refused_by_older(tmp_path: Path) -> None:
+    """Transformers 4 overlooks the base of rotary positions that 5 writes: refused, not read with another base."""
+    zoo.hf_model("llama").save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    config.pop("rope_theta", None)
+    config["rope_parameters"] = {"rope_theta": 500_000.0, "rope_type": "default"}
+    (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    if importlib.util.find_spec("transformer_lens.model_bridge"):
+        assert len(tlsv.trace(tlsv.load_model(str(tmp_path)), "w3 w4 w5", "w6").heads()) == 8
+        return
+    with pytest.raises(tlsv.UnsupportedModelError, match="saved by transformers 5"):
+        tlsv.load_model(str(tmp_path))
 
 
 @pytest.mark.real_model

@@ -27,7 +27,7 @@ def weighted_sum(
     weights: Float[Tensor, "*rest n"], rows: Shaped[Tensor, "n d_model"]
 ) -> Float[Tensor, "*rest d_model"]:
     """Weights @ rows in the weights' dtype, few rows converted at a time (7 times as fast for bfloat16 on a CPU)."""
-    if rows.dtype == weights.dtype:
+    if (rows.dtype, rows.device) == (weights.dtype, weights.device):
         return weights @ rows
     total = weights.new_zeros(*weights.shape[:-1], rows.shape[1])
     for part, block in zip(weights.split(_CONVERTED, -1), rows.split(_CONVERTED), strict=True):

@@ -42,10 +42,10 @@ def log_prob_increase(
     flat = residual.reshape(-1, d_model)
     parts = subvalues.reshape(len(subvalues), len(flat), d_model)
     columns = []
-    for row, x in enumerate(flat):
-        here = readout.at(row, rows)
+    for row in range(len(flat)):
+        here, x, vectors = readout.at(row, rows), readout.cast(flat[row])[None], readout.cast(parts[:, row])
         site = torch.zeros(len(parts), dtype=torch.long, device=x.device)
-        columns.append(increases(here, x[None], here.class_log_probs(x[None], token), site, parts[:, row], token))
+        columns.append(increases(here, x, here.class_log_probs(x, token), site, vectors, token))
     return torch.stack(columns, 1).reshape(subvalues.shape[:-1])
 
 

@@ -44,8 +44,9 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
     Raises:
         FileNotFoundError: if there is no such folder after "baevski18:".
         UnsupportedModelError: if TransformerLens 2 cannot convert the model of a folder.
-        OSError: if the embedded model cannot be fetched or has another hash; it says what to do. Whatever the
-            Hugging Face libraries raise for a name or folder that they cannot load goes through as it is.
+        OSError: if the embedded model cannot be fetched or has another hash; it says what to do. If a name
+            is neither a folder nor to be had from the hub. Whatever the Hugging Face libraries raise for a folder that
+            they cannot load goes through as it is.
     """
     if name.startswith(_BAEVSKI18):
         folder = Path(name.removeprefix(_BAEVSKI18)).expanduser()
@@ -53,7 +54,16 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
             raise FileNotFoundError(f"{folder}: there is no such folder.")
         return baevski18.load(folder, device=device, dtype=dtype)
     if name != EMBEDDED:
-        return load_named(name, device=device, dtype=dtype)
+        try:
+            return load_named(name, device=device, dtype=dtype)
+        except OSError as error:
+            if Path(name).is_dir():
+                raise
+            reason = str(error).strip().splitlines()
+            raise OSError(
+                f"{name!r} is no folder here, and the Hugging Face hub does not give it "
+                f"({reason[0] if reason else type(error).__name__}); check name and connection, or pass a folder."
+            ) from error
     model = load_named(str(embedded_folder()), device=device, dtype=dtype)
     model.cfg.model_name = _HUB_NAME
     # The model's own tokenizer adds no BOS, and neither did its training on plain text.

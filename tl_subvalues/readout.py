@@ -150,7 +150,7 @@ class Readout:
 
     def normed(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """N(x), bias included, in float32 or better."""
-        x, norm = self._cast(residual), self._pieces.norm
+        x, norm = self.cast(residual), self._pieces.norm
         if norm is None:
             return x
         return norm(x) if self.scale is None else norm.affine(x, self.scale)
@@ -159,7 +159,7 @@ class Readout:
         self, vectors: Float[Tensor, "*rest d_model"], scale: Tensor | None = None
     ) -> Float[Tensor, "*rest d_model"]:
         """The linear part of N(v), at a given scale, the frozen scale, or else each vector's own."""
-        v, norm = self._cast(vectors), self._pieces.norm
+        v, norm = self.cast(vectors), self._pieces.norm
         return v if norm is None else norm.linear(v, self.scale_at(v) if scale is None else scale)
 
     def pulled_back(self, covectors: Float[Tensor, "*rest d_model"], scale: Tensor) -> Float[Tensor, "*rest d_model"]:
@@ -296,7 +296,8 @@ class Readout:
         rarer = [band + share.unsqueeze(-1) for band, share in zip(bands, shares, strict=True)]
         return torch.cat([head[..., :first], *rarer], -1)
 
-    def _cast(self, tensor: Tensor) -> Tensor:
+    def cast(self, tensor: Tensor) -> Tensor:
+        """A tensor where the readout is, in float32 or better, without gradients."""
         return tensor.detach().to(device=self._device, dtype=self._dtype)
 
 

@@ -102,7 +102,8 @@ class NeuronSubvalues:
 
     def vectors(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """The chosen parts."""
-        rows = self.directions[index % len(self.directions)].to(self.coefficients)
+        chosen = (index % len(self.directions)).to(self.directions.device)
+        rows = self.directions[chosen].to(self.coefficients)
         return self.passage.carry(self.coefficients[index, None] * rows, self.scale)
 
     def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
@@ -159,7 +160,7 @@ class HeadPositionSubvalues:
 
     def longest(self) -> Float[Tensor, " all"]:
         """Length of z times that of its head's W_O, as the passage may stretch it."""
-        heads = torch.linalg.vector_norm(self.W_O.flatten(1), dim=1, dtype=self.weighted.dtype)
+        heads = torch.linalg.vector_norm(self.W_O.flatten(1), dim=1, dtype=self.weighted.dtype).to(self.weighted)
         return (self.weighted.norm(dim=-1) * heads[:, None]).flatten() * self.passage.stretch(self.scale)
 
 

@@ -35,18 +35,27 @@ def hooked_from_folder(hooked: Any, folder: Path, *, device: Any, dtype: torch.d
     architecture = type(hf_model).__name__
     try:
         with tempfile.TemporaryDirectory() as scratch:
-            # The conversions take "llama" and its like anywhere in a path for the name of a published model.
-            link = Path(scratch) / "model"
-            link.symlink_to(folder.resolve(), target_is_directory=True)
-            cfg = loading.get_pretrained_model_config(str(link), device=device, dtype=dtype)
-            state = loading.get_pretrained_state_dict(str(link), cfg, hf_model, dtype=dtype)
+            # A folder of another name, for "llama" and its like anywhere in a path is taken for a published model's.
+            if hf_model.config.model_type == "gpt2":
+                hf_model.config.n_ctx = hf_model.config.n_positions  # read by its older name
+            hf_model.config.save_pretrained(scratch)
+            cfg = loading.get_pretrained_model_config(scratch, device=device, dtype=dtype)
+            state = loading.get_pretrained_state_dict(scratch, cfg, hf_model, dtype=dtype)
         cfg.model_name, cfg.tokenizer_name = folder.resolve().name, str(folder)
         cfg.n_ctx = cfg.n_ctx if cfg.positional_embedding_type == "standard" else min(cfg.n_ctx, _LONGEST)
         for name, value in rotary.items():
             setattr(cfg, name, value)
         model = hooked(cfg, tokenizer, move_to_device=False)
         model.load_state_dict(state, strict=False)
-    except (ValueError, KeyError, AttributeError, AssertionError, RuntimeError, NotImplementedError) as error:
+    except (
+        ValueError,
+        KeyError,
+        NameError,
+        AttributeError,
+        AssertionError,
+        RuntimeError,
+        NotImplementedError,
+    ) as error:
         raise UnsupportedModelError(
             f"{folder}: TransformerLens 2 does not convert this {architecture} to a HookedTransformer "
             f"({type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no reason'}); "

@@ -182,10 +182,11 @@ def norm_of(module: Any, cfg: Any) -> Norm | None:
         )
     gain, bias = getattr(wrapped, "weight", None), getattr(wrapped, "bias", None)
     rms = bool(module.uses_rms_norm)
-    if gain is not None and _stores_gain_minus_one(module, wrapped, cfg):
-        gain = 1.0 + gain
     # TransformerLens recomputes the norm with the configuration's eps unless it delegates to the wrapped module.
     delegates = getattr(module, "use_native_layernorm_autograd", False) or getattr(cfg, "layer_norm_folding", False)
+    if gain is not None and _stores_gain_minus_one(module, wrapped, cfg):
+        # Gemma adds the 1 in float32, whatever w's dtype; Nemotron, and TransformerLens's own code, in w's.
+        gain = 1.0 + (gain.to(torch.promote_types(gain.dtype, torch.float32)) if rms and delegates else gain)
     own_eps = getattr(wrapped, "eps", getattr(wrapped, "variance_epsilon", None)) if delegates else None
     eps = float(own_eps if own_eps is not None else getattr(cfg, "eps", 1e-5))
     return Norm("rms" if rms else "layer", _detached(gain), None if rms else _detached(bias), eps)
@@ -242,8 +243,8 @@ def activation_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
         function = getattr(owner, name, None)
         if callable(function):
             if wrapped is None and getattr(mlp.cfg, "act_fn", "").endswith("_ln"):  # solu_ln: a norm over the neurons
-                return lambda pre: mlp.ln(function(pre))
-            return function
+                return _where_it_is(mlp, function, mlp.ln)
+            return _where_it_is(mlp, function)
     # Written out in the module's forward (LFM 2): by the configuration's name, SiLU without one; checked before use.
     name = getattr(getattr(owner, "config", None), "hidden_act", None) or "silu"
     return _named_activation(name) if wrapped is not None else None
@@ -253,6 +254,19 @@ def _named_activation(name: str) -> Callable[[Tensor], Tensor] | None:
     from transformers.activations import ACT2FN
 
     return ACT2FN[name] if name in ACT2FN else None  # noqa: SIM401 (its get() gives the class)
+
+
+def _where_it_is(mlp: Any, *functions: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Functions, one after another, that may have parameters of their own (Apertus's has): on their module's device."""
+    parameter = next(mlp.parameters(), None)
+
+    def activation(pre: Tensor) -> Tensor:
+        x = pre if parameter is None else pre.to(parameter.device)
+        for function in functions:
+            x = function(x)
+        return x.to(pre.device)
+
+    return activation
 
 
 def embedding_hooks(model: Any) -> list[str]:

@@ -63,9 +63,11 @@ class ModelView:
         )
 
     def _unembed(self, normed: Tensor) -> Tensor:
-        """The model's own unembedding module, called in the model's dtype."""
-        parameter = next(self.model.unembed.parameters(), None)
-        logits: Tensor = self.model.unembed(normed if parameter is None else normed.to(parameter.dtype))
+        """The model's own unembedding module, called where it is and in its dtype."""
+        unembed = self.model.unembed
+        parameter, buffer = next(unembed.parameters(), None), next(unembed.buffers(), None)
+        there = normed if parameter is None else normed.to(parameter)
+        logits: Tensor = unembed(there if parameter is not None or buffer is None else normed.to(buffer.device))
         return logits.detach().to(normed)
 
     @property

@@ -125,6 +125,7 @@ class Layer:
         if not self.has_attn:
             raise self._refusal("has no attention sublayer that can be decomposed")
         attn = self._block.attn
+        self._require_numbers("attention", attn)
         try:
             W_O, b_O = attn.W_O, attn.b_O
         except (AttributeError, NotImplementedError) as error:
@@ -148,6 +149,7 @@ class Layer:
         if not self.has_ffn:
             raise self._refusal("has no feed-forward sublayer")
         mlp = self._block.mlp
+        self._require_numbers("feed-forward sublayer", mlp)
         W_out = _read(mlp, "W_out")
         if not _is_matrix(W_out):
             raise self._refusal("has a mixture of experts for a feed-forward sublayer, with no one W_out")
@@ -223,6 +225,20 @@ class Layer:
             if name in self._modules and name not in post_norms:
                 return host.norm_of(self._modules[name], self._model.cfg)
         return None
+
+    def _require_numbers(self, sublayer: str, module: Any) -> None:
+        """Refuse weights that are stored as something else than themselves: quantised, or held elsewhere."""
+        for weight in module.parameters():
+            if weight.is_meta:
+                raise self._refusal(
+                    f"has its {sublayer}'s weights offloaded, so that they cannot be read between runs: load the model "
+                    "with a device_map that keeps them on devices"
+                )
+            if not weight.is_floating_point() or weight.element_size() == 1:
+                raise self._refusal(
+                    f"stores its {sublayer}'s weights quantised ({weight.dtype}): load the model without quantisation, "
+                    "or dequantise it (hf_model.dequantize()) before TransformerLens boots it"
+                )
 
     def _refusal(self, reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(
