@@ -8,7 +8,7 @@ TL_OLDEST := transformer_lens==2.18.0
 CONSTRAINTS := constraints.txt
 STAMP := .installed-$(shell cat pyproject.toml constraints.txt constraints-tl2.txt | cksum | cut -d' ' -f1)
 
-.PHONY: demo test test-all test-new test-old test-oldest lint build bench clean
+.PHONY: demo test test-all test-new test-old test-oldest lint build bench models clean
 
 demo: .venv/$(STAMP)
 	.venv/bin/tl-subvalues trace "The capital of France is" --target " Paris"
@@ -36,6 +36,12 @@ build: .venv/$(STAMP)
 
 bench: .venv/$(STAMP)
 	.venv/bin/python benchmarks/run.py
+
+# docs/models.md: every architecture, measured on every release.
+models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
+	.venv/bin/python docs/make_models.py
+	.venv-tl3/bin/python docs/make_models.py
+	.venv-tl2/bin/python docs/make_models.py
 
 .venv/$(STAMP): TL := $(TL_NEW)
 .venv-tl3/$(STAMP): TL := $(TL_OLD)
