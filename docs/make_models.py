@@ -21,14 +21,15 @@ import torch
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests")]
 
+import conftest  # noqa: E402, F401 (no network, one thread)
 import models_page  # noqa: E402
 import test_more_families as further  # noqa: E402
 import test_refusals  # noqa: E402
 import zoo  # noqa: E402
-from conftest import has_hooked_transformer  # noqa: E402
 from models_page import NATS, OTHER_MODEL, SUMS  # noqa: E402
 
 import tl_subvalues as tlsv  # noqa: E402
+from tl_subvalues.model_view import host  # noqa: E402
 
 TARGET = 17
 FURTHER = {**further.EXACT, **further.HEADS_ONLY}
@@ -61,7 +62,7 @@ def families() -> dict[str, dict[str, tuple[str, Boot]]]:
             groups["refused"][name] = more[2], functools.partial(further_bridge, name, more[:3])
         for name in ENCODER_DECODERS:
             groups["refused"][name.lower()] = f"{name}ForConditionalGeneration", functools.partial(both_halves, name)
-    if has_hooked_transformer():
+    if host.hooked_class() is not None:
         groups["hooked"] = {name: (said(options), hooked(name)) for name, options in zoo.HOOKED.items()}
         options = {**zoo.HOOKED["rotary_gated_grouped"], **EXPERTS}
         groups["hooked"]["mixture_of_experts"] = said(options), hooked("rotary_gated_grouped", **EXPERTS)
@@ -72,7 +73,7 @@ def modes(group: str) -> dict[str, bool]:
     """The modes of a group on the running release, and whether each is compatibility mode."""
     if group == "hooked":
         return {"HookedTransformer": False}
-    return {} if tlsv.model_view.host.bridge_class() is None else {"raw": False, "compatibility mode": True}
+    return {} if host.bridge_class() is None else {"raw": False, "compatibility mode": True}
 
 
 def bridge(name: str, compatibility: bool) -> tuple[Any, Any]:
