@@ -18,9 +18,11 @@ import tl_subvalues as tlsv
 DATA = Path(__file__).parent / "data"
 SEED = 0
 TOP = 300  # of each fact. Heads are left out: all 270 would be in every top.
-KEPT = 50  # units of each sort in the table
+KEPT = 50  # units of each sort in the table, by their sums
+KEPT_OF_KIND = 5  # and those of each kind of fact that recur in no other
 WORDS = 6
 SHOWN = 12
+KNOWN = "L24N1005"  # of France, capital, Paris
 UNITS = ("ffn_neuron", "attn_neuron")
 
 
@@ -55,47 +57,64 @@ def place(label: str) -> tuple[str, tuple[int, ...]]:
     return f"blocks.{layer}.attn.hook_z", (int(head), int(dim))
 
 
-def described(model: object, facts: pd.DataFrame, table: pd.DataFrame, found: dict) -> pd.DataFrame:
-    """Adds facts and kinds that have each unit in their top, its coefficients there, and the words that it writes."""
-    per_kind = facts["kind"].value_counts(sort=False)
+def counted(facts: pd.DataFrame, units: pd.DataFrame, found: dict[tuple[str, str], list[int]]) -> pd.DataFrame:
+    """Adds how many facts of each kind have a unit in their top, and the kinds it recurs in (half of their facts)."""
+    sizes = facts["kind"].value_counts(sort=False)
+    kind_of = facts["kind"].tolist()
+    counts = pd.DataFrame(0, index=units.index, columns=sizes.index)
+    for index, unit, label in units[["unit", "label"]].itertuples():
+        for number in found[unit, label]:
+            counts.loc[index, kind_of[number]] += 1
+    recurs = 2 * counts >= sizes
+    only = recurs.idxmax(axis=1).where(recurs.sum(axis=1) == 1, "")
+    return units.assign(kinds=recurs.sum(axis=1), only_kind=only, **{f"n_{kind}": counts[kind] for kind in counts})
+
+
+def kept(units: pd.DataFrame) -> pd.DataFrame:
+    """The units with the largest sums, and the first of those that recur in one kind only."""
+    overall = units.groupby("unit", sort=False).head(KEPT)
+    of_kind = units[units["only_kind"] != ""].groupby(["unit", "only_kind"], sort=False).head(KEPT_OF_KIND)
+    return units.loc[overall.index.union(of_kind.index)].reset_index(drop=True)
+
+
+def described(
+    model: object, facts: pd.DataFrame, table: pd.DataFrame, found: dict[tuple[str, str], list[int]]
+) -> pd.DataFrame:
+    """Adds each unit's coefficient over the facts that have it in their top, and the words that it writes there."""
     places = {label: place(label) for label in table["label"]}
     hooks = {hook for hook, _ in places.values()}
     coefficients = defaultdict(list)
     for number, prompt in enumerate(facts["prompt"]):
         _, cache = model.run_with_cache(prompt, names_filter=lambda name: name in hooks)
-        for row in table.itertuples():
-            if number in found[row.unit, row.label]:
-                hook, index = places[row.label]
-                coefficients[row.unit, row.label].append(cache[hook][(0, -1, *index)].item())
+        for unit, label in zip(table["unit"], table["label"], strict=True):
+            if number in found[unit, label]:
+                hook, index = places[label]
+                coefficients[label].append(cache[hook][(0, -1, *index)].item())
     # Rows of W_out and W_O are the same in every trace; an attention neuron's at every source position.
     trace = tlsv.trace(model, facts["prompt"].iloc[0], facts["target"].iloc[0])
-    named = [row.label if row.unit == "ffn_neuron" else f"{row.label}@0" for row in table.itertuples()]
+    named = [label if "N" in label else f"{label}@0" for label in table["label"]]
     vocabulary = trace.vocabulary(named, k=WORDS).groupby(["label", "side"])["token"].agg(list)
-    rows = []
-    for row, name in zip(table.itertuples(), named, strict=True):
-        kinds = facts["kind"].iloc[found[row.unit, row.label]].value_counts().reindex(per_kind.index, fill_value=0)
-        values = pd.Series(coefficients[row.unit, row.label])
-        side = "bottom" if values.sum() < 0 else "top"
-        rows.append(
-            {
-                "kinds": int((2 * kinds >= per_kind).sum()),
-                "same_sign": round(max((values < 0).mean(), (values > 0).mean()), 3),
-                "mean_coefficient": round(values.mean(), 3),
-                "words": json.dumps(vocabulary[name, side], ensure_ascii=False),
-                **{f"n_{kind}": int(n) for kind, n in kinds.items()},
-            }
-        )
-    return pd.concat([table.round({"sum_increase": 4, "mean_rank": 2}), pd.DataFrame(rows)], axis=1)
+    values = [pd.Series(coefficients[label]) for label in table["label"]]
+    sides = ["bottom" if value.sum() < 0 else "top" for value in values]
+    return table.assign(
+        mean_coefficient=[round(value.mean(), 3) for value in values],
+        same_sign=[round(max((value < 0).mean(), (value > 0).mean()), 3) for value in values],
+        words=[json.dumps(vocabulary[key], ensure_ascii=False) for key in zip(named, sides, strict=True)],
+    ).round({"sum_increase": 4, "mean_rank": 2})
 
 
 def markdown(table: pd.DataFrame) -> str:
-    """The first rows of a table, as in docs/evaluation.md."""
-    lines = ["| label | facts | kinds | sum of increases | mean rank | coefficient | writes |", "| --- " * 7 + "|"]
+    """Rows of the table as in docs/evaluation.md."""
+    lines = [
+        "| label | facts | kinds | sum of increases | mean rank | coefficient (same sign) | writes |",
+        "| --- " * 7 + "|",
+    ]
     for row in table.itertuples():
-        words = " ".join(f"`{word}`" for word in json.loads(row.words))
+        words = " ".join(f"`{word}`" for word in json.loads(row.words)).replace("|", r"\|")
+        kinds = row.only_kind or row.kinds
         lines.append(
-            f"| {row.label} | {row.n_facts} | {row.kinds} | {row.sum_increase:.1f} | {row.mean_rank:.0f} "
-            f"| {row.mean_coefficient:.1f} | {words} |"
+            f"| {row.label} | {row.n_facts} | {kinds} | {row.sum_increase:.1f} | {row.mean_rank:.0f} "
+            f"| {row.mean_coefficient:.1f} ({row.same_sign:.0%}) | {words} |"
         )
     return "\n".join(lines)
 
@@ -105,22 +124,22 @@ def main() -> None:
     facts, model = chosen_facts(int(sys.argv[1]) if len(sys.argv) > 1 else None), tlsv.load_model()
     record = DATA / "recurring.csv.record.jsonl"
     units = tlsv.collect(model, facts, top=TOP, record=record, show_progress=True)
-    units = units[units["unit"].isin(UNITS)]
     found = facts_of_units(record)
-    sizes = units["unit"].value_counts()
-    kept = units.groupby("unit", sort=False).head(KEPT).reset_index(drop=True)
-    table = described(model, facts, kept, found)
+    units = counted(facts, units[units["unit"].isin(UNITS)], found)
+    table = described(model, facts, kept(units), found)
     table.to_csv(DATA / "recurring.csv", index=False, lineterminator="\n")
     print(f"{len(facts)} facts: {facts['kind'].value_counts(sort=False).to_dict()}")
     for unit in UNITS:
-        often = int((2 * units.loc[units["unit"] == unit, "n_facts"] >= len(facts)).sum())
-        print(f"\n{unit}: {sizes[unit]} in some top {TOP}, {often} in that of at least half of the facts\n")
-        print(markdown(table[table["unit"] == unit].head(SHOWN)))
-    for label in ("L24N1005",):
-        numbers = found["ffn_neuron", label]
-        print(
-            f"\n{label} is in the top of {len(numbers)} facts: {facts['kind'].iloc[numbers].value_counts().to_dict()}"
-        )
+        own, shown = units[units["unit"] == unit], table[table["unit"] == unit]
+        often, only = int((2 * own["n_facts"] >= len(facts)).sum()), int((own["only_kind"] != "").sum())
+        print(f"\n{unit}: {len(own)} in some top {TOP}, {often} in that of at least half of the facts,", end=" ")
+        print(f"{only} that recur in one kind only\n")
+        print(markdown(shown.head(SHOWN)))
+        print(f"\n{unit}, of one kind only\n")
+        print(markdown(shown[shown["only_kind"] != ""].groupby("only_kind", sort=False).head(2)))
+    known = units[units["label"] == KNOWN].iloc[0]
+    place_in_order = 1 + units[units["unit"] == "ffn_neuron"]["label"].tolist().index(KNOWN)
+    print(f"\n{KNOWN}: number {place_in_order} by its sum; {known.to_dict()}")
 
 
 if __name__ == "__main__":
