@@ -8,6 +8,7 @@ import baevski18_reference as fairseq
 import pandas as pd
 import pytest
 import torch
+import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv

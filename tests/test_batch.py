@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 import zoo
-from conftest import has_hooked_transformer
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of
@@ -171,7 +170,7 @@ def test_a_padded_batch_of_the_user_s_own(name: str, side: str) -> None:
 
 def test_a_batch_of_increases_is_its_rows() -> None:
     """`log_prob_increase` over a batch and positions reads every row at its own scale, padding beside it or not."""
-    model = zoo.hooked("ln_gelu") if has_hooked_transformer() else zoo.bridge("gpt2")
+    model = zoo.hooked("ln_gelu") if zoo.has_hooked_transformer() else zoo.bridge("gpt2")
     tokens, mask, own = padded("right")
     _, cache = model.run_with_cache(tokens, attention_mask=mask)
     scale, x = cache["ln_final.hook_scale"], cache["blocks.1.hook_resid_mid"]

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import torch
 import zoo
-from conftest import has_hooked_transformer
 
 import tl_subvalues as tlsv
 
@@ -16,7 +15,7 @@ BY = ("head", "head_position", "neuron")
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.hooked("rotary_gated_grouped") if has_hooked_transformer() else zoo.bridge("llama")
+    return zoo.hooked("rotary_gated_grouped") if zoo.has_hooked_transformer() else zoo.bridge("llama")
 
 
 def everything(trace: tlsv.Trace) -> list[pd.DataFrame]:

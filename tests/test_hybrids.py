@@ -99,7 +99,7 @@ def test_a_mixers_words_are_those_of_its_output(tokens):
     found = trace.vocabulary("0_conv_out", k=3)
     step = trace.cache["blocks.0.hook_resid_mid"][0, -1] - trace.cache["blocks.0.hook_resid_pre"][0, -1]
     assert list(found.bs_value[:3]) == pytest.approx(trace.readout.bs_values(step).topk(3).values.tolist(), abs=1e-4)
-    with pytest.raises(ValueError, match="no such sublayer"):
+    with pytest.raises(ValueError, match="has no conv sublayer"):
         trace.vocabulary("1_conv_out")
 
 

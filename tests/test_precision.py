@@ -5,11 +5,10 @@ import placed
 import pytest
 import torch
 import zoo
-from conftest import has_hooked_transformer
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of
-from tl_subvalues.trace import trace_of_run
+from tl_subvalues.tracing import trace_of_run
 
 TARGET = 9
 HALF = (torch.bfloat16, torch.float16)
@@ -95,7 +94,7 @@ def test_the_pretended_devices_object_like_real_ones() -> None:
 
 def test_the_functional_core_brings_its_arguments_together(tokens: torch.Tensor) -> None:
     """Residual stream and subvalues on another device and in another dtype than the readout."""
-    model = build("ln_gelu") if has_hooked_transformer() else build("gpt2")
+    model = build("ln_gelu") if zoo.has_hooked_transformer() else build("gpt2")
     _, cache = model.run_with_cache(tokens)
     stack = tlsv.ffn_subvalues(model, cache, 1)
     x = cache["blocks.1.hook_resid_mid"][:, -1]

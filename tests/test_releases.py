@@ -158,3 +158,10 @@ def test_a_tested_release_is_met_in_silence(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         host.warn_of_unknown_release()
+
+
+@pytest.mark.skipif(zoo.has_bridge(), reason="this TransformerLens takes architectures from outside")
+def test_an_architecture_of_ours_needs_a_newer_release(tmp_path: Path) -> None:
+    """On TransformerLens 2 Baevski & Auli's model is refused in one sentence (by another name: it runs there)."""
+    with pytest.raises(tlsv.UnsupportedModelError, match=r"needs TransformerLens 3\.9"):
+        tlsv.baevski18.load(tmp_path)

@@ -7,6 +7,7 @@ biases too, so that a forgotten gain or bias cannot hide behind ones and zeros).
 import atexit
 import contextlib
 import functools
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -411,6 +412,11 @@ def has_hooked_transformer() -> bool:
     except ImportError:
         return False
     return True
+
+
+def has_bridge() -> bool:
+    """Whether this TransformerLens has TransformerBridge (release 2 has not)."""
+    return importlib.util.find_spec("transformer_lens.model_bridge") is not None
 
 
 def bridge_class() -> Any:

@@ -1,6 +1,7 @@
 """Loading the model: from a fairseq checkpoint and its dict.txt, or from a folder that `convert` wrote."""
 
 import dataclasses
+import importlib.util
 import json
 import shutil
 import warnings
@@ -17,7 +18,7 @@ from tl_subvalues.baevski18.configuration import Baevski18Config, config
 from tl_subvalues.baevski18.dictionary import make_tokenizer, read_dictionary
 from tl_subvalues.baevski18.modeling import ARCHITECTURE, Baevski18ForCausalLM, HFConfig
 from tl_subvalues.baevski18.options import config_of, options_of
-from tl_subvalues.errors import UnknownWordsWarning
+from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
 
 NAME = "transformer_lm.wiki103.adaptive"
 _CONFIG, _WEIGHTS, _DICTIONARY = "config.json", "model.safetensors", "dict.txt"
@@ -57,6 +58,7 @@ def load(
         FileNotFoundError: if a file is not there.
         ValueError: for files that are truncated, or do not go together.
     """
+    _require_bridges()
     parts = read(checkpoint, dictionary, dtype)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = make_tokenizer(parts.words, bos_token=parts.config.bos_token, n_ctx=parts.config.n_ctx)
@@ -70,6 +72,19 @@ def load(
         from tl_subvalues.baevski18.bridge import boot_bridge
 
         return boot_bridge(model, tokenizer, NAME)
+
+
+def _require_bridges() -> None:
+    """Refuse a TransformerLens that takes no architectures from outside (before 3.9).
+
+    Raises:
+        UnsupportedModelError: saying which release does.
+    """
+    if importlib.util.find_spec("transformer_lens.model_bridge") is None:
+        raise UnsupportedModelError(
+            "Baevski & Auli's model needs TransformerLens 3.9 or newer, which takes architectures from other packages: "
+            "pip install -U transformer_lens."
+        )
 
 
 def convert(checkpoint: str | Path, dictionary: str | Path, out: str | Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.model_view.host import unwrapped
 from tl_subvalues.norms import Norm, Passage
 
 # Numbers of a weight that are converted at a time: 16 million are 64 MB in float32.
@@ -219,13 +220,6 @@ class MixtureOfExperts:
     def _router_bias(self) -> Any:
         used = getattr(self._block, "use_expert_bias", True)  # LFM 2 can do without
         return getattr(self._block, str(self._plan.router_bias)) if used else None
-
-
-def unwrapped(module: Any) -> Any:
-    """The model's own module behind a bridge's component."""
-    while isinstance(inner := getattr(module, "original_component", None), torch.nn.Module):
-        module = inner
-    return module
 
 
 def _linear(module: Any) -> tuple[Tensor, Tensor | None]:

@@ -269,6 +269,13 @@ def _where_it_is(mlp: Any, *functions: Callable[[Tensor], Tensor]) -> Callable[[
     return activation
 
 
+def unwrapped(module: Any) -> Any:
+    """The model's own module behind a bridge's component."""
+    while isinstance(inner := getattr(module, "original_component", None), torch.nn.Module):
+        module = inner
+    return module
+
+
 def embedding_hooks(model: Any) -> list[str]:
     """Names of the activations that enter the residual stream before layer 0, as far as the model caches them."""
     return [name for name in ("hook_embed", "hook_pos_embed") if name in model.hook_dict]

@@ -10,7 +10,8 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import MIXERS
 from tl_subvalues.model_view import host
-from tl_subvalues.model_view.experts import MixtureOfExperts, unwrapped
+from tl_subvalues.model_view.experts import MixtureOfExperts
+from tl_subvalues.model_view.host import unwrapped
 from tl_subvalues.norms import Norm, Passage
 from tl_subvalues.softmax import Columns
 
