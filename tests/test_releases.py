@@ -41,7 +41,15 @@ VERSIONED = {
     "uses_weight_offset": "4",
 }
 # Read from the configurations and modules of Hugging Face, whose names are not TransformerLens's.
-HUGGING_FACE = {"logit_scale", "logits_scaling", "rope_parameters", "rope_scaling", "rope_theta", "variance_epsilon"}
+HUGGING_FACE = {
+    "sinks",
+    "logit_scale",
+    "logits_scaling",
+    "rope_parameters",
+    "rope_scaling",
+    "rope_theta",
+    "variance_epsilon",
+}
 # Asked of an unembedding by this package itself.
 OWN = {"softmaxes"}
 
