@@ -295,6 +295,8 @@ def test_scores_of_an_expert_by_hand(tokens: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", sorted(zoo.HYBRIDS))
 def test_hybrids(family: str, tokens: torch.Tensor) -> None:
     """A mixer is one component among those that a neuron reads."""
+    if family == "olmo_hybrid" and zoo.has_hooked_transformer():
+        pytest.skip("TransformerLens 3.9 has no residual stream between OLMo Hybrid's sublayers")
     trace = tlsv.trace(zoo.bridge(family), tokens, 5)
     row = trace.ffn_neurons(top=None).query("layer == 1").iloc[0]
     table = trace.activations(row["label"], "sublayer")

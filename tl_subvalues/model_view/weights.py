@@ -177,6 +177,7 @@ class Layer:
         """
         if not self.has_ffn:
             raise self._refusal("has no feed-forward sublayer")
+        self._require_numbers("feed-forward sublayer", self._block.mlp)
         if _is_matrix(_read(self._block.mlp, "W_out")):
             return None
         try:
