@@ -79,6 +79,23 @@ def test_a_local_folder(tmp_path: Path) -> None:
     assert next(half.parameters()).dtype == torch.bfloat16
 
 
+def test_a_device_map(tmp_path: Path) -> None:
+    """Every layer where the map says, in Hugging Face's names; the numbers are those of the model on one device."""
+    zoo.hf_model("llama").save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    if not zoo.has_bridge():
+        with pytest.raises(ValueError, match="device_map needs TransformerLens 3"):
+            models.load_model(str(tmp_path), device_map="cpu")
+        return
+    names = ["model.embed_tokens", "model.layers.0", "model.layers.1", "model.norm", "model.rotary_emb", "lm_head"]
+    mapped = models.load_model(str(tmp_path), device_map=dict.fromkeys(names, "cpu"))
+    plain = models.load_model(str(tmp_path), device="cpu")
+    ours, theirs = (tlsv.trace(model, [3, 4, 5], 9).ffn_neurons(5) for model in (mapped, plain))
+    assert ours["label"].tolist() == theirs["label"].tolist()
+    with pytest.raises(ValueError, match="not both"):
+        models.load_model(str(tmp_path), device="cpu", device_map="auto")
+
+
 @pytest.mark.parametrize("name", ["no-such-owner/no-such-model", "gpt2-medium", "meta-llama/Llama-2-7b-hf"])
 def test_a_name_that_cannot_be_had(name: str) -> None:
     """One sentence that names it, where the hub cannot be reached; TransformerLens 2 has a list of names."""

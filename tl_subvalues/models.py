@@ -30,7 +30,9 @@ _SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 _log = logging.getLogger(__name__)
 
 
-def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
+def load_model(
+    name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype = torch.float32, device_map: Any = None
+) -> Any:
     """A model ready to trace, as a TransformerBridge; on TransformerLens 2, as a HookedTransformer.
 
     Args:
@@ -40,22 +42,29 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
             Auli's model in a folder that `tl-subvalues convert` wrote, or the unpacked archive.
         device: where to put it; None is TransformerLens's choice.
         dtype: of the weights.
+        device_map: instead of `device`, where to put each layer, as Hugging Face's accelerate has it ("auto",
+            "balanced", or a dictionary); for models that do not fit on one device.
 
     Raises:
+        ValueError: for `device` and `device_map` together, and for a `device_map` where there can be none.
         FileNotFoundError: if there is no such folder after "baevski18:".
         UnsupportedModelError: if TransformerLens 2 cannot convert the model of a folder.
         OSError: if the embedded model cannot be fetched or has another hash; it says what to do. If a name
             is neither a folder nor to be had from the hub. Whatever the Hugging Face libraries raise for a folder that
             they cannot load goes through as it is.
     """
+    if device is not None and device_map is not None:
+        raise ValueError("pass device or device_map, not both: device_map says itself where every layer goes.")
     if name.startswith(_BAEVSKI18):
+        if device_map is not None:
+            raise ValueError("Baevski & Auli's model is on one device; pass device.")
         folder = Path(name.removeprefix(_BAEVSKI18)).expanduser()
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: there is no such folder.")
         return baevski18.load(folder, device=device, dtype=dtype)
     if name != EMBEDDED:
         try:
-            return load_named(name, device=device, dtype=dtype)
+            return load_named(name, device=device, dtype=dtype, device_map=device_map)
         except OSError as error:
             if Path(name).is_dir():
                 raise
@@ -64,7 +73,7 @@ def load_model(name: str = EMBEDDED, *, device: Any = None, dtype: torch.dtype =
                 f"{name!r} is no folder here, and the Hugging Face hub does not give it "
                 f"({reason[0] if reason else type(error).__name__}); check name and connection, or pass a folder."
             ) from error
-    model = load_named(str(embedded_folder()), device=device, dtype=dtype)
+    model = load_named(str(embedded_folder()), device=device, dtype=dtype, device_map=device_map)
     model.cfg.model_name = _HUB_NAME
     # The model's own tokenizer adds no BOS, and neither did its training on plain text.
     model.cfg.default_prepend_bos = False

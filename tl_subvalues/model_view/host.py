@@ -79,14 +79,15 @@ def is_hooked(model: Any) -> bool:
     return cls is not None and isinstance(model, cls)
 
 
-def boot_bridge(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
+def boot_bridge(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32, device_map: Any = None) -> Any:
     """A TransformerBridge of a model on the Hugging Face hub or in a local folder, in evaluation mode."""
     from transformer_lens.model_bridge import TransformerBridge
 
-    return TransformerBridge.boot_transformers(name, device=device, dtype=dtype)
+    placed = {"device": device} if device_map is None else {"device_map": device_map}
+    return TransformerBridge.boot_transformers(name, dtype=dtype, **placed)
 
 
-def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32) -> Any:
+def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32, device_map: Any = None) -> Any:
     """A model on the Hugging Face hub or in a local folder: a TransformerBridge; HookedTransformer on release 2.
 
     Raises:
@@ -94,7 +95,9 @@ def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.floa
     """
     hooked = hooked_class()
     if bridge_class() is not None or hooked is None:
-        return boot_bridge(name, device=device, dtype=dtype)
+        return boot_bridge(name, device=device, dtype=dtype, device_map=device_map)
+    if device_map is not None:
+        raise ValueError("device_map needs TransformerLens 3 or newer; on TransformerLens 2 pass device.")
     with contextlib.redirect_stdout(sys.stderr):  # where it prints what it loaded
         if Path(name).is_dir():
             from tl_subvalues.model_view.folders import hooked_from_folder
