@@ -6,6 +6,7 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
+from tl_subvalues import query
 
 UNITS = {"sublayer": "query_layers", "head": "query_heads", "head_position": "query_head_positions"}
 
@@ -97,7 +98,7 @@ def test_a_denominator_that_nearly_vanishes(tokens: torch.Tensor, monkeypatch: p
     monkeypatch.setattr("tl_subvalues.query.VANISHING", 1.001 * ratios[smallest])
     assert trace.query_layers(values).attrs["left_out"] == [smallest]
     monkeypatch.undo()
-    assert 1e-6 < __import__("tl_subvalues.query", fromlist=["VANISHING"]).VANISHING < 1e-4
+    assert 1e-6 < query.VANISHING < 1e-4
 
 
 def test_shares_of_the_layers_add_up(tokens: torch.Tensor) -> None:

@@ -158,3 +158,12 @@ def test_the_top_by_probability_where_probabilities_vanish() -> None:
     assert torch.isfinite(scores).all()
     order = torch.sort(scores, descending=True, stable=True).indices[:7].tolist()
     assert tlsv.RANKINGS["prob_increase"].top(trace, 7) == [LABELS[i] for i in order]
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_mixtures_of_experts_are_refused(family: str, tokens: Tensor) -> None:
+    """Also where some layers are dense: a ranking of those alone would be compared with one of all neurons."""
+    trace = tlsv.trace(zoo.bridge(family), tokens, TARGET)
+    for name in ("coefficient", "norm", "direct_logit_attribution", "gradient_times_activation", "random"):
+        with pytest.raises(tlsv.UnsupportedModelError, match=r"layer \d is a mixture of experts"):
+            tlsv.RANKINGS[name].top(trace, 5)

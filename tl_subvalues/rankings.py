@@ -72,11 +72,15 @@ def ffn_parts(trace: Trace) -> list[tuple[int, NeuronSubvalues]]:
         raise UnsupportedModelError(
             f"{trace.run.view.name} has no FFN neurons to rank; its heads are in trace.heads()."
         )
-    return [
-        (site.layer, part.subvalues)
-        for site, part in zip(prepared.sites, prepared.parts, strict=True)
-        if isinstance(part.subvalues, NeuronSubvalues)
-    ]
+    found: list[tuple[int, NeuronSubvalues]] = []
+    for site, part in zip(prepared.sites, prepared.parts, strict=True):
+        if not isinstance(part.subvalues, NeuronSubvalues):
+            raise UnsupportedModelError(
+                f"{trace.run.view.name}: layer {site.layer} is a mixture of experts, whose neurons the rankings do not "
+                "compare; trace.ffn_neurons() has their increases, and trace.ablate() knocks them out."
+            )
+        found.append((site.layer, part.subvalues))
+    return found
 
 
 def log_prob_increase(trace: Trace) -> Float[Tensor, " neuron"]:
