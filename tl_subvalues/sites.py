@@ -306,9 +306,8 @@ class Run:
             UnsupportedModelError: if these do not add up to z.
         """
         check_sources(self.view, self.activations, layer, self.position)
-        attention = self.view.layer(layer).attention()
         pattern = self.activations.pattern(layer, self.position)[0]
-        values = self.activations.values(layer, attention.n_heads)[0]
+        values = self.activations.values(layer, len(pattern))[0]
         sources = self.n_sources(pattern)
         return weighted_values(pattern[:, :sources], values[:sources])
 

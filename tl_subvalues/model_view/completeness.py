@@ -233,9 +233,8 @@ def check_sources(view: ModelView, activations: Activations, layer: int, positio
     """
     if not activations.has(f"blocks.{layer}.attn.hook_z"):
         return
-    attention = view.layer(layer).attention()
-    z = activations.z(layer, positions)
-    pattern, values = activations.pattern(layer, positions), activations.values(layer, attention.n_heads)
+    z, pattern = activations.z(layer, positions), activations.pattern(layer, positions)
+    values = activations.values(layer, pattern.shape[1])
     mixed = torch.einsum("bh...k,bkhe->b...he", pattern, values)
     size = z.abs().max().item()
     error = (mixed - z.reshape(mixed.shape)).abs().max().item()
