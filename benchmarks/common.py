@@ -23,9 +23,14 @@ def best_times(tasks: dict[str, Callable[[], Any]], repeats: int) -> dict[str, f
     return times
 
 
-def peak_memory_mb(task: Callable[[], Any]) -> float:
-    """Resident memory that a task needs at its peak beyond what was there before it, in MB (Linux)."""
+def peak_memory_mb(task: Callable[[], Any], device: str = "cpu") -> float:
+    """Memory that a task needs at its peak beyond what was there before it, in MB: resident (Linux), or the GPU's."""
     gc.collect()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        there = torch.cuda.memory_allocated()
+        task()
+        return (torch.cuda.max_memory_allocated() - there) / 2**20
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory that was freed before would be used again unseen
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")
@@ -43,3 +48,8 @@ def table(header: list[str], rows: list[list[str]]) -> str:
     """A Markdown table."""
     lines = ["| " + " | ".join(row) + " |" for row in [header, ["---"] * len(header), *rows]]
     return "\n".join(lines)
+
+
+def missed(what: str, value: float, goal: float, limit: str) -> str:
+    """A sentence for a goal that is missed, with what limits it; nothing where it is reached."""
+    return f"\nMissed: {what} is {value:.2f} instead of {goal:g}; {limit}." if value > goal else ""

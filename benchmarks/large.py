@@ -1,4 +1,4 @@
-"""GPT-2-medium's shape in float32 and Llama-7B's shape in bfloat16, random weights: top 300, time and memory."""
+"""GPT-2-medium in float32, Llama-7B (on a GPU: 13B, too) in bfloat16, random weights: top 300, time and memory."""
 
 import gc
 from typing import Any
@@ -16,19 +16,23 @@ SHAPES: dict[str, tuple[Any, str, torch.dtype]] = {
         "GPT2LMHeadModel",
         torch.float32,
     ),
-    "Llama-7B, bfloat16": (
-        lambda: transformers.LlamaConfig(
-            vocab_size=32_000,
-            hidden_size=4096,
-            intermediate_size=11_008,
-            num_hidden_layers=32,
-            num_attention_heads=32,
-            num_key_value_heads=32,
-        ),
-        "LlamaForCausalLM",
-        torch.bfloat16,
-    ),
+    "Llama-7B, bfloat16": (lambda: llama(4096, 11_008, 32), "LlamaForCausalLM", torch.bfloat16),
+    "Llama-13B, bfloat16": (lambda: llama(5120, 13_824, 40), "LlamaForCausalLM", torch.bfloat16),
 }
+# Where a GPU is at hand, all of them run on it, too.
+ON_DEVICE = {"cpu": ["GPT-2-medium, float32", "Llama-7B, bfloat16"], "cuda": list(SHAPES)}
+
+
+def llama(d_model: int, d_mlp: int, n: int) -> transformers.LlamaConfig:
+    """Llama of the first two generations: as many layers as heads, 32,000 words."""
+    return transformers.LlamaConfig(
+        vocab_size=32_000,
+        hidden_size=d_model,
+        intermediate_size=d_mlp,
+        num_hidden_layers=n,
+        num_attention_heads=n,
+        num_key_value_heads=n,
+    )
 
 
 def random_model(shape: str, device: str) -> Any:
@@ -55,15 +59,24 @@ def random_model(shape: str, device: str) -> Any:
         if buffer.dtype == torch.bool:
             buffer.copy_(torch.ones_like(buffer).tril())
     hf.tie_weights()
-    return TransformerBridge.boot_transformers(shape, hf_model=hf, tokenizer=tlsv.load_model().tokenizer, dtype=dtype)
+    tokenizer = tlsv.load_model().tokenizer
+    return TransformerBridge.boot_transformers(shape, hf_model=hf, tokenizer=tokenizer, dtype=dtype, device=device)
 
 
-def run(shapes: list[str] | None = None, device: str = "cpu") -> list[tuple[str, str]]:
-    """One row a shape."""
+def run() -> list[tuple[str, str]]:
+    """One row a shape and device."""
+    devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
+    rows = [row for device in devices for row in rows_on(device, ON_DEVICE[device])]
+    header = ["shape", "weights", "forward pass", "trace and both top 300", "memory beyond the weights", "evaluated"]
+    return [("Larger shapes, random weights, 5 tokens", table(header, rows))]
+
+
+def rows_on(device: str, shapes: list[str]) -> list[list[str]]:
+    """Each shape on a device. Memory: the process's on a CPU, the device's on a GPU."""
     rows = []
-    for shape in shapes or list(SHAPES):
+    for shape in shapes:
         model = random_model(shape, device)
-        tokens = torch.tensor([504, 3575, 282, 4649, 314])
+        tokens = torch.tensor([504, 3575, 282, 4649, 314], device=device)
         weights = sum(p.numel() * p.element_size() for p in model.original_model.parameters()) / 2**20
 
         def both(model: Any = model, tokens: Any = tokens) -> None:
@@ -71,7 +84,7 @@ def run(shapes: list[str] | None = None, device: str = "cpu") -> list[tuple[str,
             trace.ffn_neurons(top=300)
             trace.attn_neurons(top=300)
 
-        memory = peak_memory_mb(both)
+        memory = peak_memory_mb(both, device)
         times = best_times({"forward": lambda model=model, tokens=tokens: model(tokens[None]), "both": both}, repeats=2)
         trace = tlsv.trace(model, tokens, 7042)
         counts = [
@@ -80,7 +93,7 @@ def run(shapes: list[str] | None = None, device: str = "cpu") -> list[tuple[str,
         ]
         rows.append(
             [
-                shape,
+                shape if device == "cpu" else f"{shape}, {torch.cuda.get_device_name()}",
                 f"{weights / 1024:.1f} GB",
                 f"{times['forward']:.2f} s",
                 f"{times['both']:.2f} s ({times['both'] / times['forward']:.1f} passes)",
@@ -90,8 +103,7 @@ def run(shapes: list[str] | None = None, device: str = "cpu") -> list[tuple[str,
         )
         del model, trace, both
         gc.collect()
-    header = ["shape", "weights", "forward pass", "trace and both top 300", "memory beyond the weights", "evaluated"]
-    return [("Larger shapes, random weights, 5 tokens", table(header, rows))]
+    return rows
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """SmolLM2-135M, one prompt: search and sweep against the notebook's way, bare products and a forward pass."""
 
 import torch
-from common import best_times, peak_memory_mb, table
+from common import best_times, missed, peak_memory_mb, table
 from notebook_way import increases
 
 import tl_subvalues as tlsv
@@ -31,11 +31,21 @@ def run() -> list[tuple[str, str]]:
         with torch.no_grad():
             model(tokens)
 
+    tables = trace.ffn_neurons(top=300), trace.attn_neurons(top=300)
+    evaluated = [table.attrs["certificate"]["evaluated"] for table in tables]
+    rows_of_W = model.blocks[0].mlp.W_out.detach()
+
+    def evaluations() -> None:
+        with torch.no_grad():
+            for n in evaluated:
+                rows_of_W[:n] @ model.W_U
+
     quick = best_times(
         {
             "forward": forward,
             "trace": fresh,
             "both": both,
+            "evaluations": evaluations,
             "ffn": lambda: trace.ffn_neurons(top=300),
             "attn": lambda: trace.attn_neurons(top=300),
             "recomputed": lambda: tlsv.trace(model, tokens, target, scale="recomputed").ffn_neurons(top=300),
@@ -73,6 +83,12 @@ def run() -> list[tuple[str, str]]:
             "",
         ],
         ["both, from a trace", f"{quick['both'] * 1e3:.0f} ms", f"{passes:.1f}", "at most 4"],
+        [
+            f"of these: {sum(evaluated)} exact evaluations, as bare products with W_U",
+            f"{quick['evaluations'] * 1e3:.0f} ms",
+            f"{quick['evaluations'] / quick['forward']:.1f}",
+            "",
+        ],
         ["both, trace included", f"{(quick['both'] + quick['trace']) * 1e3:.0f} ms", f"{with_trace:.1f}", ""],
     ]
     search = table(["task", "time", "forward passes", "goal"], rows)
@@ -83,6 +99,12 @@ def run() -> list[tuple[str, str]]:
         f"{notebook / (both_ms + quick['trace']):.0f} times with the trace.\n"
         f"Memory beyond model and cache: {memory:.0f} MB for both searches (goal 256), "
         f"{memory_sweep:.0f} MB for the FFN sweep."
+        + missed(
+            "the price of both searches in forward passes",
+            passes,
+            4,
+            f"the products of the exact evaluations take {quick['evaluations'] / quick['forward']:.1f} by themselves",
+        )
     )
     ratio = slow["sweep_ffn"] / slow["bare_ffn"]
     sweep = table(

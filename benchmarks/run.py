@@ -26,6 +26,8 @@ def main() -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     head = f"# Benchmarks\n\nMade by `make bench` on {datetime.date.today()}: {processor()}; {versions}.\n"
     head += "Every ratio is of two things timed in one run, turn by turn; times are the shortest of several.\n"
+    if not torch.cuda.is_available():
+        head += "No GPU was at hand.\n"
     sections = []
     with torch.no_grad():
         for benchmark in (real_model, growth, large, baevski18):
