@@ -167,7 +167,7 @@ def test_a_gate_that_mixes_neurons(tokens: torch.Tensor) -> None:
 
 def test_order_of_rows(tokens: torch.Tensor) -> None:
     """What drove the neuron comes first, whatever the sign of what it drove it to."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     coefficients = trace.ffn_neurons(top=None).query("layer == 1").set_index("label")["coefficient"]
     high, low = coefficients.idxmax(), coefficients.idxmin()
     assert trace.activations(high)["score"].is_monotonic_decreasing
@@ -189,7 +189,7 @@ def test_order_of_rows(tokens: torch.Tensor) -> None:
     ],
 )
 def test_refusals(label: str, by: str, message: str, tokens: torch.Tensor) -> None:
-    trace = tlsv.trace(zoo.bridge("gpt2"), tokens, 5)
+    trace = tlsv.trace(zoo.model("gpt2"), tokens, 5)
     with pytest.raises(ValueError, match=message):
         trace.activations(label, by)
 
@@ -223,7 +223,7 @@ def test_a_run_whose_readers_were_edited_is_refused(hook: str, label: str, messa
 
 def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor) -> None:
     """What is added at another position than the trace's is found when the scores there are made."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     trace = tlsv.trace(model, tokens, 5, cache=edited_run(model, tokens, "blocks.1.hook_resid_pre", 2))
     with pytest.raises(tlsv.UnsupportedModelError, match="not the sum of the earlier"):
         trace.activations("L1H0D0@2")
@@ -233,7 +233,7 @@ def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor
 def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
     """Scores are computed in float32; the sum is the model's own to its rounding."""
     for family in ("llama", "gpt2", "gemma2", "apertus"):
-        model = zoo.bridge(family, dtype=dtype, seed=2)
+        model = zoo.model(family, dtype=dtype, seed=2)
         trace = tlsv.trace(model, tokens, 5)
         for label in trace.ffn_neurons(top=None)["label"][::4]:
             trace.activations(label)  # none is refused for what is rounding
@@ -297,7 +297,7 @@ def test_hybrids(family: str, tokens: torch.Tensor) -> None:
     """A mixer is one component among those that a neuron reads."""
     if family == "olmo_hybrid" and zoo.has_hooked_transformer():
         pytest.skip("TransformerLens 3.9 has no residual stream between OLMo Hybrid's sublayers")
-    trace = tlsv.trace(zoo.bridge(family), tokens, 5)
+    trace = tlsv.trace(zoo.model(family), tokens, 5)
     row = trace.ffn_neurons(top=None).query("layer == 1").iloc[0]
     table = trace.activations(row["label"], "sublayer")
     assert set(trace.layers()["label"][:-1]) <= set(table["label"])
@@ -307,8 +307,8 @@ def test_hybrids(family: str, tokens: torch.Tensor) -> None:
 
 def test_latent_attention_is_refused_by_name(tokens: torch.Tensor) -> None:
     """Its values are read through a norm of their own; its FFN neurons have scores like any."""
-    trace = tlsv.trace(zoo.bridge("deepseek_v2"), tokens, 5)
+    trace = tlsv.trace(zoo.model("deepseek_v2"), tokens, 5)
     with pytest.raises(tlsv.UnsupportedModelError, match="latent attention, whose values are read through a norm"):
         trace.activations(trace.attn_neurons(top=1)["label"].iloc[0])
     with pytest.raises(ValueError, match="name it, as in"):
-        tlsv.trace(zoo.bridge("llama"), tokens, 5).activations("L1H0D0")
+        tlsv.trace(zoo.model("llama"), tokens, 5).activations("L1H0D0")

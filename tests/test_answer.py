@@ -10,7 +10,7 @@ import tl_subvalues as tlsv
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_log_probs_add_up_to_the_answer_s(family: str) -> None:
     """One trace a token, each after the answer so far; the sum is that of one run over the whole text."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     traces = tlsv.trace_answer(model, "w3 w4 w5", "w6 w7 w8", prepend_bos=False)
     assert [trace.str_tokens for trace in traces] == [[f"w{i}" for i in range(3, end)] for end in (6, 7, 8)]
     assert [trace.target_token for trace in traces] == ["w6", "w7", "w8"]
@@ -26,13 +26,13 @@ def test_log_probs_add_up_to_the_answer_s(family: str) -> None:
 
 def test_the_prompt_s_bos_is_the_prompt_s_alone() -> None:
     """A BOS token goes in front of the prompt and of nothing else."""
-    traces = tlsv.trace_answer(zoo.bridge("llama"), "w3 w4", "w6 w7", prepend_bos=True)
+    traces = tlsv.trace_answer(zoo.model("llama"), "w3 w4", "w6 w7", prepend_bos=True)
     assert [trace.tokens.tolist() for trace in traces] == [[0, 3, 4], [0, 3, 4, 6]]
 
 
 def test_bad_answers() -> None:
     """No tokens, words outside the vocabulary, more than the model can read."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     for answer, says in (("", "no tokens"), ([], "no tokens"), ([99], "outside the vocabulary"), ([5] * 70, "64")):
         with pytest.raises(ValueError, match=says):
             tlsv.trace_answer(model, [3, 4], answer)

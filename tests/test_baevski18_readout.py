@@ -219,7 +219,7 @@ def test_a_model_with_one_softmax_has_no_bands(tokens):
     """The column is for models that have them."""
     import zoo
 
-    assert "band" not in tlsv.trace(zoo.bridge("llama"), tokens, 5).vocabulary("L0N1")
+    assert "band" not in tlsv.trace(zoo.model("llama"), tokens, 5).vocabulary("L0N1")
 
 
 def test_nothing_is_ever_dense(tmp_path, monkeypatch):

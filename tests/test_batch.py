@@ -26,7 +26,7 @@ def assert_same(together: pd.DataFrame, alone: pd.DataFrame) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_of_different_lengths(family: str, scale: str) -> None:
     """Left padding, in families with learned, rotary and ALiBi positions: every table as if traced alone."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     batch = tlsv.trace_batch(model, PROMPTS, TARGETS, scale=scale, prepend_bos=False, batch_size=3)
     sweeps = {"ffn_neurons": batch.ffn_neurons(top=None), "attn_neurons": batch.attn_neurons(top=None)}
     for number, (prompt, target) in enumerate(zip(PROMPTS, TARGETS, strict=True)):
@@ -54,7 +54,7 @@ def test_hooked_transformer(variant: str) -> None:
 
 def test_a_model_that_cannot_be_padded_is_run_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the padded run of the shortest prompt differs from its run alone, no padded number is used."""
-    model = zoo.bridge("gpt2")
+    model = zoo.model("gpt2")
     run = type(model).run_with_cache
 
     def forgets_the_mask(self: object, tokens: torch.Tensor, **keywords: object) -> object:
@@ -69,7 +69,7 @@ def test_a_model_that_cannot_be_padded_is_run_one_by_one(monkeypatch: pytest.Mon
 
 def test_top_k_is_each_prompt_s_own_search() -> None:
     """With top=k every prompt has its k rows and its certificate."""
-    batch = tlsv.trace_batch(zoo.bridge("llama"), PROMPTS, TARGETS)
+    batch = tlsv.trace_batch(zoo.model("llama"), PROMPTS, TARGETS)
     table = batch.ffn_neurons(top=5)
     assert table.groupby("prompt").size().tolist() == [5] * 4
     assert len(table.attrs["certificates"]) == 4
@@ -92,7 +92,7 @@ def test_doubtful_sums_are_done_again() -> None:
 
 def test_bad_input_names_the_prompt() -> None:
     """Which prompt is bad, and why; as many targets as prompts."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     with pytest.raises(ValueError, match=r"prompt 1: .*empty"):
         tlsv.trace_batch(model, ["w3", ""], ["w4", "w5"])
     with pytest.raises(ValueError, match=r"prompt 0: .*2 tokens"):
@@ -105,7 +105,7 @@ def test_bad_input_names_the_prompt() -> None:
 
 def test_padding_is_cut_off() -> None:
     """A prompt's cache out of a batch has its own positions and nothing else."""
-    view = view_of(zoo.bridge("gpt2"))
+    view = view_of(zoo.model("gpt2"))
     prompts = [torch.tensor([3, 4, 5]), torch.tensor([6])]
     for prompt, (logits, cache) in zip(prompts, view.run_batch(prompts), strict=True):
         assert logits.shape[0] == len(prompt)
@@ -155,7 +155,7 @@ def core(model, cache, row: int, last: int, first: int, target: int) -> dict[str
 )
 def test_a_padded_batch_of_the_user_s_own(name: str, side: str) -> None:
     """A cache of several prompts, padded on either side and masked: each prompt's numbers at its own last position."""
-    model = zoo.hooked(name) if name in zoo.HOOKED else zoo.bridge(name)
+    model = zoo.hooked(name) if name in zoo.HOOKED else zoo.model(name)
     tokens, mask, own = padded(side)
     if name in zoo.HOOKED:
         model.tokenizer.padding_side = side
@@ -170,7 +170,7 @@ def test_a_padded_batch_of_the_user_s_own(name: str, side: str) -> None:
 
 def test_a_batch_of_increases_is_its_rows() -> None:
     """`log_prob_increase` over a batch and positions reads every row at its own scale, padding beside it or not."""
-    model = zoo.hooked("ln_gelu") if zoo.has_hooked_transformer() else zoo.bridge("gpt2")
+    model = zoo.hooked("ln_gelu") if zoo.has_hooked_transformer() else zoo.model("gpt2")
     tokens, mask, own = padded("right")
     _, cache = model.run_with_cache(tokens, attention_mask=mask)
     scale, x = cache["ln_final.hook_scale"], cache["blocks.1.hook_resid_mid"]

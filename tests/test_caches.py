@@ -15,7 +15,7 @@ BY = ("head", "head_position", "neuron")
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.hooked("rotary_gated_grouped") if zoo.has_hooked_transformer() else zoo.bridge("llama")
+    return zoo.hooked("rotary_gated_grouped") if zoo.has_hooked_transformer() else zoo.model("llama")
 
 
 def everything(trace: tlsv.Trace) -> list[pd.DataFrame]:

@@ -40,7 +40,7 @@ def test_vocabulary_through_a_head(family: str, tokens: torch.Tensor) -> None:
 
 def test_a_source_is_read_where_the_head_reads_it(tokens: torch.Tensor) -> None:
     """A sublayer or head that feeds another head does so with what it adds at the source position."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     trace = tlsv.trace(model, tokens, 5, position=5)
     there = tlsv.trace(model, tokens, 5, position=2)
     for source in ("0_mlp_out", "L0H1"):
@@ -63,14 +63,14 @@ def test_a_source_is_read_where_the_head_reads_it(tokens: torch.Tensor) -> None:
     ],
 )
 def test_refusals(through: str, message: str, tokens: torch.Tensor) -> None:
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5, position=5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5, position=5)
     with pytest.raises(ValueError, match=message):
         trace.vocabulary("L0N7", through=through)
 
 
 def test_only_a_later_head_can_be_fed(tokens: torch.Tensor) -> None:
     """A component that comes after the head, or beside it, feeds it nothing."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     for label in ("L1N3", "L0N3", "L0H1"):
         with pytest.raises(ValueError, match="does not read"):
             trace.vocabulary(label, through="L0H3")

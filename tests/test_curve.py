@@ -11,7 +11,7 @@ import tl_subvalues as tlsv
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "phi", "olmo2", "cohere"])
 @pytest.mark.parametrize("scale", ["frozen", "recomputed"])
 def test_layers_run_from_the_embedding_to_the_models_own_output(family: str, scale: str, tokens: torch.Tensor) -> None:
-    trace = tlsv.trace(zoo.bridge(family), tokens, 5, scale=scale)
+    trace = tlsv.trace(zoo.model(family), tokens, 5, scale=scale)
     brute = BruteForce(trace.model, family, tokens)
     curve = trace.curve(trace.layers())
     assert list(curve) == ["step", "label", "prob", "log_prob"]
@@ -26,7 +26,7 @@ def test_layers_run_from_the_embedding_to_the_models_own_output(family: str, sca
 @pytest.mark.parametrize(("family", "start"), [("gpt2", "mid"), ("phi", "pre")])
 def test_neurons_are_added_in_the_tables_order(family: str, start: str, tokens: torch.Tensor) -> None:
     """From what the earliest of them reads: in a sequential block the middle of the layer."""
-    trace = tlsv.trace(zoo.bridge(family), tokens, 5)
+    trace = tlsv.trace(zoo.model(family), tokens, 5)
     brute = BruteForce(trace.model, family, tokens)
     table = trace.ffn_neurons(top=12).query("layer == 1")
     parts = brute.parts("ffn_neuron", 1, 6)
@@ -41,7 +41,7 @@ def test_neurons_are_added_in_the_tables_order(family: str, start: str, tokens: 
 
 def test_every_kind_of_label(tokens: torch.Tensor) -> None:
     """Heads, neurons and sublayers mix; a list of labels does as well as a table."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     labels = ["L1N5", "L0H1", "L1H2D3@4", "L1H0@2", "0_mlp_out"]
     curve = trace.curve(labels)
     assert curve["label"].tolist() == ["0_pre", *labels]
@@ -60,7 +60,7 @@ def test_every_kind_of_label(tokens: torch.Tensor) -> None:
 
 def test_longer_than_a_block(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of subvalues change nothing."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     table = trace.attn_neurons(top=None)
     whole = trace.curve(table)
     monkeypatch.setattr("tl_subvalues.curve._BLOCK", 7)
@@ -78,7 +78,7 @@ def test_longer_than_a_block(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPat
     ],
 )
 def test_refusals(table: object, message: str, tokens: torch.Tensor) -> None:
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     with pytest.raises(ValueError, match=message):
         trace.curve(table)
     with pytest.raises(ValueError, match="no column 'label'"):

@@ -39,7 +39,7 @@ SMALL: dict[str, Any] = {"rankings": ["log_prob_increase", "coefficient"], "ks":
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return zoo.bridge("llama")
+    return zoo.model("llama")
 
 
 def without(model: Any, prompt: str, target: str, labels: list[str]) -> tuple[float, int]:
@@ -188,7 +188,7 @@ SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
 import conftest, test_evaluate, zoo
 import tl_subvalues as tlsv
-model, facts = zoo.bridge("llama"), test_evaluate.make_facts(60)
+model, facts = zoo.model("llama"), test_evaluate.make_facts(60)
 tlsv.evaluate(model, facts, out={folder!r} + "/evaluate.csv", **test_evaluate.SMALL)
 tlsv.collect(model, facts, top=9, prepend_bos=False, out={folder!r} + "/collect.parquet")
 """

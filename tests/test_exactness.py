@@ -34,7 +34,7 @@ def test_sums_are_checked_against_their_own_size(
 @pytest.mark.parametrize("family", sorted(zoo.DENSE))
 def test_half_precision_is_not_refused(family: str, dtype: torch.dtype, tokens: torch.Tensor) -> None:
     """In every family, rounding of half precision stays within the tolerances, at the first position and the last."""
-    model = zoo.bridge(family, dtype=dtype)
+    model = zoo.model(family, dtype=dtype)
     own = model(tokens).float().log_softmax(-1)
     for position in (0, -1):
         trace = tlsv.trace(model, tokens, 5, position=position)
@@ -43,7 +43,7 @@ def test_half_precision_is_not_refused(family: str, dtype: torch.dtype, tokens: 
 
 def test_a_scale_of_another_run_is_refused(tokens: torch.Tensor) -> None:
     """The frozen scale of a given cache must be its final residual stream's."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     _, cache = model.run_with_cache(tokens)
     cache.cache_dict["ln_final.hook_scale"] = cache["ln_final.hook_scale"] * 2
     with pytest.raises(ValueError, match="scale in the cache"):
@@ -65,7 +65,7 @@ def test_changed_weights_are_noticed(tokens: torch.Tensor) -> None:
 
 def test_autocast_does_not_reach_the_numbers(tokens: torch.Tensor) -> None:
     """Under torch.autocast the same bits come out: nothing is computed in half precision."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     trace = tlsv.trace(model, tokens, 5)
     expected = trace.ffn_neurons(top=None), trace.vocabulary("L0N1")
     _, cache = model.run_with_cache(tokens)
@@ -78,7 +78,7 @@ def test_autocast_does_not_reach_the_numbers(tokens: torch.Tensor) -> None:
 
 def test_masks_and_arrays_select_what_they_say(tokens: torch.Tensor) -> None:
     """A mask selects, numpy integers and empty lists are indices, and what is neither is refused."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     _, cache = model.run_with_cache(tokens)
     mask = torch.zeros(48, dtype=torch.bool)
     mask[[3, 7]] = True
@@ -102,12 +102,12 @@ def test_masks_and_arrays_select_what_they_say(tokens: torch.Tensor) -> None:
 def test_a_scale_that_is_none_is_refused(scale: object) -> None:
     """A frozen scale is positive and finite."""
     with pytest.raises(Exception, match="scale"):
-        tlsv.Readout(zoo.bridge("llama"), scale=scale)
+        tlsv.Readout(zoo.model("llama"), scale=scale)
 
 
 def test_numpy_prompts_and_positions(tokens: torch.Tensor) -> None:
     """Arrays and numpy integers are as good as lists and ints."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     expected = tlsv.trace(model, tokens, 5, position=2)
     trace = tlsv.trace(model, tokens[0].numpy(), np.int64(5), position=2)
     assert trace.log_prob == expected.log_prob

@@ -24,7 +24,7 @@ BAD = (
 
 @pytest.fixture(scope="module")
 def view() -> object:
-    return view_of(zoo.bridge("llama"))
+    return view_of(zoo.model("llama"))
 
 
 def test_bad_rows_are_named_by_line(view: object, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ Norm kind and place, parallel blocks, gates, grouped queries, biases, tied embed
 multipliers, experts, latent attention, mixers, sizes: as the configurations of the tiny families have them.
 """
 
-import os
 from typing import Any
 
 import pytest
@@ -102,9 +101,9 @@ ARCHITECTURES = {
 
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 @given(data=st.data(), compatibility=flag, seed=st.integers(0, 10**6), length=st.integers(1, 8))
-# Ten of each family, 210 in all, where CI is set; three elsewhere. Shrinking a failure would boot hundreds of models.
+# Ten of each family, 210 in all. Shrinking a failure would boot hundreds of models.
 @settings(
-    max_examples=10 if os.environ.get("CI") else 3,
+    max_examples=10,
     deadline=None,
     derandomize=True,
     database=None,

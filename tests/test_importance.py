@@ -20,7 +20,7 @@ def draw(*shape: int, seed: int = 0, length: float = 2.0) -> Tensor:
 
 @pytest.fixture(scope="module")
 def models() -> dict:
-    return {family: zoo.bridge(family) for family in FAMILIES}
+    return {family: zoo.model(family) for family in FAMILIES}
 
 
 @pytest.fixture

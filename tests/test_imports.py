@@ -42,7 +42,7 @@ ORDER = [
     ["__main__"],
 ]
 RANK = {module: rank for rank, line in enumerate(ORDER) for module in line}
-ROOM = ["folders", "host", "experts", "weights", "view", "activations", "completeness"]
+ROOM = ["folders", "host", "faults", "experts", "weights", "view", "activations", "completeness"]
 # The same within baevski18.
 BAEVSKI18 = [
     "configuration",

@@ -285,7 +285,7 @@ def hooks_left(model: Any) -> int:
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_nothing_is_left_after_an_exception(family: str, tokens: Tensor) -> None:
     """A run that breaks off in the middle of an attention sublayer leaves no hook, and the next run is right."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     hooks = tlsv.ablation_hooks(model, ["L0H1@2", "L0N3", "L0H0"], position=-1)
     expected = log_probs(model, tokens, hooks)
     base = log_probs(model, tokens)
@@ -304,7 +304,7 @@ def test_nothing_is_left_after_an_exception(family: str, tokens: Tensor) -> None
 
 def test_beside_other_hooks(tokens: Tensor) -> None:
     """Hooks elsewhere, and in the same places in the documented order, work together; the other order is refused."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     ours = tlsv.ablation_hooks(model, ["L1H2D1@2"], position=-1)
 
     def double(value: Tensor, hook: Any) -> Tensor:
@@ -326,7 +326,7 @@ def test_beside_other_hooks(tokens: Tensor) -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
 def test_half_precision(family: str, dtype: torch.dtype, tokens: Tensor) -> None:
     """All source positions of a head taken out one by one leave nothing of it, within the dtype's rounding."""
-    model = zoo.bridge(family, dtype=dtype)
+    model = zoo.model(family, dtype=dtype)
     labels = [f"L1H2@{p}" for p in range(tokens.shape[1])]
     one_by_one = log_probs(model, tokens, tlsv.ablation_hooks(model, labels, position=-1))[0, -1]
     whole = log_probs(model, tokens, tlsv.ablation_hooks(model, "L1H2", position=-1))[0, -1]
@@ -336,7 +336,7 @@ def test_half_precision(family: str, dtype: torch.dtype, tokens: Tensor) -> None
 
 def test_a_set_for_every_row_of_a_batch(tokens: Tensor) -> None:
     """Hooks with one set of components a row do to each row what its own hooks do; no other batch will do."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     view = view_of(model)
     sets = [["L0N3", "L1N5"], [], ["L0N4", "L1H2"], ["L1H2D1@2", "L1H2D1@3", "0_attn_out"]]
     rows = [[parse_label(label) for label in labels] for labels in sets]
@@ -352,7 +352,7 @@ def test_a_set_for_every_row_of_a_batch(tokens: Tensor) -> None:
 
 def test_mean_over_a_reference() -> None:
     """A neuron, a head, an index and a sublayer at their means over all positions of prompts of two lengths."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 61, (1, n), generator=generator) for n in (5, 7, 7)]
     caches = [model.run_with_cache(prompt)[1] for prompt in prompts]
@@ -388,7 +388,7 @@ def test_mean_over_a_reference() -> None:
 
 def test_mean_of_what_is_read_from_a_source_position() -> None:
     """At source position 5 the mean is over the positions from there on, of the prompts that have one."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     generator = torch.Generator().manual_seed(3)
     prompts = [torch.randint(3, 61, (1, n), generator=generator) for n in (5, 7, 8)]
     shares = []
@@ -415,7 +415,7 @@ def test_mean_of_what_is_read_from_a_source_position() -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox_parallel"])
 def test_trace_ablate(family: str, tokens: Tensor) -> None:
     """Before and after, from labels or a table, at the trace's own position; nothing knocked out twice."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     trace = tlsv.trace(model, tokens, TARGET, position=4)
     table = trace.ffn_neurons(top=7)
     result = trace.ablate(table, mode=3.0)
@@ -444,7 +444,7 @@ def test_a_trace_of_another_run_is_not_compared(tokens: Tensor) -> None:
 
 def test_after_an_earlier_ablation_a_share_is_the_ablated_run_s(tokens: Tensor) -> None:
     """All source positions of a head taken out one by one, with layer 0 ablated, leave nothing of the head."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     everywhere = [f"L1H2@{p}" for p in range(tokens.shape[1])]
     one_by_one = log_probs(model, tokens, tlsv.ablation_hooks(model, ["0_mlp_out", *everywhere], position=-1))
     whole = log_probs(model, tokens, tlsv.ablation_hooks(model, ["0_mlp_out", "L1H2"], position=-1))
@@ -470,12 +470,12 @@ def test_after_an_earlier_ablation_a_share_is_the_ablated_run_s(tokens: Tensor) 
 def test_bad_input(labels: list[str], arguments: dict[str, Any], says: str) -> None:
     """One sentence each."""
     with pytest.raises(ValueError, match=says):
-        tlsv.ablation_hooks(zoo.bridge("llama"), labels, **arguments)
+        tlsv.ablation_hooks(zoo.model("llama"), labels, **arguments)
 
 
 def test_what_type_checkers_would_catch() -> None:
     """A truth value is no factor, and a fraction no position."""
-    view = view_of(zoo.bridge("llama"))
+    view = view_of(zoo.model("llama"))
     with pytest.raises(ValueError, match="True"):
         ablation_mode(view, [], True, None)
     with pytest.raises(ValueError, match=r"1\.5"):
@@ -485,7 +485,7 @@ def test_what_type_checkers_would_catch() -> None:
 def test_positions_out_of_range(tokens: Tensor) -> None:
     """Only the run knows how many there are: the sentence comes from there."""
     for family in ("llama", "gpt2"):
-        model = zoo.bridge(family)
+        model = zoo.model(family)
         for labels, position in ((["L1N3"], 7), (["L1H2@7"], None), (["L1H2@7"], -1)):
             with pytest.raises(ValueError, match="position 7 is out of range"):
                 log_probs(model, tokens, tlsv.ablation_hooks(model, labels, position=position))
@@ -494,7 +494,7 @@ def test_positions_out_of_range(tokens: Tensor) -> None:
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gpt_neo"])
 def test_past_keys_and_values_are_refused(family: str, tokens: Tensor) -> None:
     """In a cached step of generation the first value is not that of source position 0; whole heads go on working."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     arguments = {"max_new_tokens": 3, "do_sample": False, "use_past_kv_cache": True, "verbose": False}
     with model.hooks(fwd_hooks=tlsv.ablation_hooks(model, "L1H2")):
         model.generate(tokens, **arguments)
@@ -507,7 +507,7 @@ def test_past_keys_and_values_are_refused(family: str, tokens: Tensor) -> None:
 
 def test_heads_and_sublayers_beside_experts(tokens: Tensor) -> None:
     """A mixture of experts is knocked out whole like any FFN; for its neurons see test_mixtures.py."""
-    model = zoo.bridge("mixtral")
+    model = zoo.model("mixtral")
     base = log_probs(model, tokens)
     for label in ("1_mlp_out", "L1H2", "L1H2@3"):
         assert (log_probs(model, tokens, tlsv.ablation_hooks(model, label)) - base).abs().max() > 1e-3

@@ -17,7 +17,7 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor) -> float:
 @pytest.mark.parametrize("family", sorted(zoo.DENSE))
 def test_keys_and_norms(family: str, compatibility: bool, tokens: torch.Tensor) -> None:
     """norm(x) W_V + b_V is the cached value, norm(x) W_in + b_in (gated: W_gate) the cached pre-activation."""
-    model = zoo.bridge(family, compatibility=compatibility)
+    model = zoo.model(family, compatibility=compatibility)
     _, cache = model.run_with_cache(tokens)
     view = view_of(model)
     for layer in view.layers:

@@ -16,7 +16,7 @@ from matplotlib import pyplot
 
 @pytest.fixture
 def trace(tokens: torch.Tensor) -> tlsv.Trace:
-    return tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    return tlsv.trace(zoo.model("llama"), tokens, 5)
 
 
 @pytest.fixture

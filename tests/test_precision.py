@@ -50,7 +50,7 @@ def models() -> list[object]:
 
 
 def build(name: str, **keywords: object) -> object:
-    return zoo.hooked(name, **keywords) if name in zoo.HOOKED else zoo.bridge(name, **keywords)
+    return zoo.hooked(name, **keywords) if name in zoo.HOOKED else zoo.model(name, **keywords)
 
 
 @pytest.mark.parametrize("name", models())
@@ -124,7 +124,7 @@ def test_half_precision_tables_are_those_of_its_numbers_in_float32(
         model = zoo.hooked(name, dtype=dtype)
         model.to(dtype)
     else:
-        model = zoo.bridge(name, dtype=dtype)
+        model = zoo.model(name, dtype=dtype)
     view = view_of(model)
     logits, cache = view.run(tokens[0])
     half = tables(trace_of_run(view, tokens[0], TARGET, 6, "frozen", cache, logits))

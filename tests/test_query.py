@@ -29,7 +29,7 @@ def by_formula(trace: tlsv.Trace, values: pd.DataFrame, by: str) -> pd.Series:
 @pytest.mark.parametrize("kind", ["ffn_neurons", "attn_neurons"])
 def test_query_scores(family: str, kind: str, tokens: torch.Tensor) -> None:
     """Every unit, for value neurons of all layers and, of attention, of several source positions."""
-    trace = tlsv.trace(zoo.bridge(family), tokens, 5, position=4)
+    trace = tlsv.trace(zoo.model(family), tokens, 5, position=4)
     values = getattr(trace, kind)(top=20)
     assert values["layer"].nunique() == 2
     for by, method in {**UNITS, "ffn_neuron": "query_ffn_neurons"}.items():
@@ -47,7 +47,7 @@ def test_query_scores(family: str, kind: str, tokens: torch.Tensor) -> None:
 
 def test_suppressing_value_neurons_count_with_their_sign(tokens: torch.Tensor) -> None:
     """The lowest neurons have negative increases, and their query scores follow the formula too."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     values = trace.ffn_neurons(top=20, largest=False)
     assert (values["log_prob_increase"] < 0).all()
     ours = trace.query_layers(values).set_index("label")["query_score"]
@@ -56,7 +56,7 @@ def test_suppressing_value_neurons_count_with_their_sign(tokens: torch.Tensor) -
 
 
 def test_tables_of_another_trace_are_refused(tokens: torch.Tensor) -> None:
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     batch = tlsv.trace_batch(model, [tokens[0], tokens[0].flip(0)], [5, 5])
     first, second = batch
     for table, message in ((first.ffn_neurons(5), "of another trace"), (batch.ffn_neurons(5), "several prompts")):
@@ -69,7 +69,7 @@ def test_tables_of_another_trace_are_refused(tokens: torch.Tensor) -> None:
 
 def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor) -> None:
     """What was added at another position than the trace's is found where value neurons read there."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
 
     def edit(value: torch.Tensor, hook: object) -> torch.Tensor:
         value = value.clone()
@@ -86,7 +86,7 @@ def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor
 
 def test_a_denominator_that_nearly_vanishes(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Just above the threshold a neuron counts, just below it is left out."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     values = trace.ffn_neurons(top=20)
     ratios = {}
     for label in values["label"]:
@@ -103,7 +103,7 @@ def test_a_denominator_that_nearly_vanishes(tokens: torch.Tensor, monkeypatch: p
 
 def test_shares_of_the_layers_add_up(tokens: torch.Tensor) -> None:
     """Over the embeddings and all sublayers, query scores add up to the value neurons' increases."""
-    trace = tlsv.trace(zoo.bridge("gpt2"), tokens, 5)
+    trace = tlsv.trace(zoo.model("gpt2"), tokens, 5)
     for values in (trace.ffn_neurons(top=30), trace.attn_neurons(top=30)):
         table = trace.query_layers(values)
         assert {"embed", "pos_embed", "0_attn_out", "0_mlp_out"} <= set(table["label"])
@@ -111,7 +111,7 @@ def test_shares_of_the_layers_add_up(tokens: torch.Tensor) -> None:
 
 
 def test_columns(tokens: torch.Tensor) -> None:
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     values = trace.ffn_neurons(top=10)
     assert list(trace.query_layers(values)) == ["label", "layer", "sublayer", "query_score"]
     assert list(trace.query_heads(values)) == ["label", "layer", "head", "query_score"]
@@ -139,7 +139,7 @@ def test_vanishing_denominators_are_named(tokens: torch.Tensor) -> None:
 
 
 def test_both_kinds_of_value_neurons_together(tokens: torch.Tensor) -> None:
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     ffn, attn = trace.ffn_neurons(top=5), trace.attn_neurons(top=5)
     both = trace.query_layers(pd.concat([ffn, attn], ignore_index=True)).set_index("label")["query_score"]
     apart = [trace.query_layers(one).set_index("label")["query_score"] for one in (ffn, attn)]
@@ -147,7 +147,7 @@ def test_both_kinds_of_value_neurons_together(tokens: torch.Tensor) -> None:
 
 
 def test_refusals(tokens: torch.Tensor) -> None:
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     with pytest.raises(ValueError, match=r"values is a table of trace\.ffn_neurons"):
         trace.query_layers(["L1N5"])
     with pytest.raises(ValueError, match="no rows"):

@@ -17,7 +17,7 @@ LABELS = [ffn_neuron_label(layer, neuron) for layer in range(2) for neuron in ra
 
 @pytest.fixture(scope="module", params=["llama", "gemma2", "granite"])
 def case(request: pytest.FixtureRequest, tokens: Tensor) -> tuple[Any, tlsv.Trace, Any]:
-    model = zoo.bridge(request.param)
+    model = zoo.model(request.param)
     return model, tlsv.trace(model, tokens, TARGET, position=5), model.run_with_cache(tokens)[1]
 
 
@@ -49,7 +49,7 @@ def test_sizes_and_attribution(case: tuple[Any, tlsv.Trace, Any]) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_gradient_is_the_hugging_face_model_s(family: str, tokens: Tensor) -> None:
     """The derivative of log p by every coefficient, by autograd on the wrapped model's own modules."""
-    model, hand = zoo.bridge(family), zoo.hf_model(family)
+    model, hand = zoo.model(family), zoo.hf_model(family)
     trace = tlsv.trace(model, tokens, TARGET, position=5)
     inputs: list[Tensor] = []
 
@@ -80,7 +80,7 @@ def all_kinds() -> list[Any]:
 @pytest.mark.parametrize("built", all_kinds())
 def test_gradient_is_the_slope_of_a_factor(built: tuple[str, str], tokens: Tensor) -> None:
     """Of log p by a factor on the neuron's coefficient, at 1: from two runs with the factor a little off."""
-    model = zoo.bridge(built[1]) if built[0] == "bridge" else zoo.hooked(built[1])
+    model = zoo.model(built[1]) if built[0] == "bridge" else zoo.hooked(built[1])
     trace = tlsv.trace(model, tokens, TARGET)
     found = tlsv.RANKINGS["gradient_times_activation"](trace)
     width = len(found) // 2
@@ -120,7 +120,7 @@ def test_the_shortcut_gives_the_exact_top(name: str, family: str, scale: str) ->
 
 def test_random_is_the_same_whenever_it_is_drawn(tokens: Tensor) -> None:
     """By seed, prompt and target alone; all differ."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     traces = [tlsv.trace(model, *what) for what in ((tokens, 17), (tokens, 18), (torch.flip(tokens, [1]), 17))]
     tops = [tuple(at_random(seed).top(trace, 20)) for trace in traces for seed in (0, 1)]
     assert len(set(tops)) == 6
@@ -130,7 +130,7 @@ def test_random_is_the_same_whenever_it_is_drawn(tokens: Tensor) -> None:
 
 def test_a_ranking_of_one_s_own(tokens: Tensor) -> None:
     """A plain function will do; what it returns is checked, and random is always there."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, TARGET)
+    trace = tlsv.trace(zoo.model("llama"), tokens, TARGET)
     chosen = chosen_rankings({"mine": lambda trace: -tlsv.RANKINGS["norm"](trace)}, seed=3)
     assert list(chosen) == ["mine", "random"]
     assert chosen["mine"].top(trace, 96) == tlsv.RANKINGS["norm"].top(trace, 96)[::-1]

@@ -119,7 +119,7 @@ def test_a_frozen_scale_may_be_a_number(pair):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_residual_reads_as_the_models_own_log_probs(family, compatibility, tokens):
     """Frozen at the run's own scale, or recomputed, the readout of the last residual stream is the model's output."""
-    model = zoo.bridge(family, compatibility=compatibility)
+    model = zoo.model(family, compatibility=compatibility)
     logits, cache = model.run_with_cache(tokens)
     own, last = logits.log_softmax(-1), cache["blocks.1.hook_resid_post"]
     for scale in (cache["ln_final.hook_scale"], "recomputed"):
@@ -162,7 +162,7 @@ def test_bs_values_are_linear_while_the_scale_is_frozen(pair):
 @pytest.mark.parametrize("family", ["llama", "gpt2", "cohere", "granite"])
 def test_differences_of_logits_are_bs_values(family):
     """Where there is no cap, logits(x + v) - logits(x) = bs(v): the readout is affine."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     x, v = draw(5, 32), draw(5, 32, seed=1)
     readout = tlsv.Readout(model, scale=torch.tensor(2.0))
     difference = readout.logits(x + v) - readout.logits(x)
@@ -263,7 +263,7 @@ def test_a_model_with_its_own_unembedding_can_be_traced(tokens):
 def test_a_wrong_scale_is_refused(scale):
     """A scale is a tensor or 'recomputed'; any other word is refused, 'frozen' too, which says frozen at what."""
     with pytest.raises(ValueError, match="recomputed"):
-        tlsv.Readout(zoo.bridge("llama"), scale=scale)
+        tlsv.Readout(zoo.model("llama"), scale=scale)
 
 
 def test_the_readout_does_not_track_gradients(pair):

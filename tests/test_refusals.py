@@ -16,7 +16,7 @@ TARGET = 9
 
 @pytest.fixture
 def model():
-    return zoo.bridge("llama")
+    return zoo.model("llama")
 
 
 def refusal(model, tokens, error=ValueError, **keywords) -> str:
@@ -58,7 +58,7 @@ def test_a_cache_that_lacks_hooks_lists_them_all(model, tokens):
 @pytest.mark.parametrize("family", ["gemma2", "cohere"])
 def test_a_cache_without_one_hook_is_refused_whichever_it_is(family, tokens):
     """Every hook that a trace reads is required, post-norm scales and all."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     needed = view_of(model).hooks()
     assert any("ln1_post" in name for name in needed) == (family == "gemma2")
     for lost in needed:
@@ -112,6 +112,8 @@ def test_a_cache_of_another_model_is_refused(model, tokens):
 
 def test_training_mode_is_refused(model, tokens):
     """Dropout would change every run; model.eval(), which the message advises, lets it through."""
+    if not zoo.has_bridge():
+        pytest.skip("a HookedTransformer is in training mode when it is built, and has no dropout")
     for module in (model, model.original_model):
         module.train()
         assert "model.eval()" in refusal(model, tokens)
@@ -296,7 +298,7 @@ def test_a_hooked_transformers_experts_are_refused_by_name(tokens):
 )
 def test_other_models_are_refused_by_name(family, reason, tokens):
     """Refused with architecture and reason; where the message says that some calls still work, they do."""
-    model = zoo.bridge(family)
+    model = zoo.model(family)
     with pytest.raises(UnsupportedModelError, match=reason) as caught:
         tlsv.trace(model, tokens, TARGET)
     message = str(caught.value)

@@ -13,7 +13,7 @@ from tl_subvalues import report
 
 @pytest.fixture
 def made(tokens: torch.Tensor) -> report.Report:
-    return report.make_report(tlsv.trace(zoo.bridge("llama"), tokens, 5), model="tiny", top=4)
+    return report.make_report(tlsv.trace(zoo.model("llama"), tokens, 5), model="tiny", top=4)
 
 
 def test_a_terminal_shows_all_rows(made: report.Report) -> None:
@@ -31,7 +31,7 @@ def test_a_terminal_shows_all_rows(made: report.Report) -> None:
 
 def test_what_switched_the_first_neuron_on(tokens: torch.Tensor, made: report.Report) -> None:
     """The activations are those of the first FFN neuron, with its share of the coefficient; query neurons likewise."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     first = trace.ffn_neurons(1).iloc[0]
     expected = trace.activations(first["label"], by="head_position").head(4)
     shown = made.tables["activations"]
@@ -70,7 +70,7 @@ def test_why_a_table_is_missing(tokens: torch.Tensor, monkeypatch: pytest.Monkey
         raise tlsv.UnsupportedModelError("tiny: layer 1 hides its keys")
 
     monkeypatch.setattr(tlsv.Trace, "activations", refuse)
-    made = report.make_report(tlsv.trace(zoo.bridge("llama"), tokens, 5), model="tiny", top=4)
+    made = report.make_report(tlsv.trace(zoo.model("llama"), tokens, 5), model="tiny", top=4)
     assert "activations" not in made.tables
     assert made.notes == ["tiny: layer 1 hides its keys"]
     for text in (report.to_text(made), report.to_json(made), report.render(made, Console(width=200))):
@@ -85,7 +85,7 @@ def test_markup_in_tokens_is_text(made: report.Report) -> None:
 
 def test_totals_are_sums_of_sublayers(tokens: torch.Tensor, made: report.Report) -> None:
     """The headline adds up all sublayers, not only those that are shown."""
-    layers = tlsv.trace(zoo.bridge("llama"), tokens, 5).layers()
+    layers = tlsv.trace(zoo.model("llama"), tokens, 5).layers()
     expected = layers.groupby("sublayer")["log_prob_increase"].sum()
     assert made.attn_total == pytest.approx(expected["attn"], abs=1e-5)
     assert made.ffn_total == pytest.approx(expected["mlp"], abs=1e-5)
@@ -93,6 +93,6 @@ def test_totals_are_sums_of_sublayers(tokens: torch.Tensor, made: report.Report)
 
 def test_a_vocabulary_smaller_than_the_columns(tokens: torch.Tensor) -> None:
     """Words beside each row are its own, also where the vocabulary has fewer than are asked for."""
-    trace = tlsv.trace(zoo.bridge("llama"), tokens, 5)
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     both = trace.vocabulary(["L0N1", "L1H2"], 1000)
     assert both.groupby("label").size().tolist() == [2 * zoo.VOCAB, 2 * zoo.VOCAB]

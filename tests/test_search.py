@@ -72,7 +72,7 @@ def test_the_certificate_says_what_was_done(tokens: torch.Tensor) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bounds_hold_in_float64(family: str, scale: str, tokens: torch.Tensor) -> None:
     """In double precision no increase lies above its upper or below its lower bound, and slack is next to nothing."""
-    model = zoo.bridge(family, dtype=torch.float64)
+    model = zoo.model(family, dtype=torch.float64)
     trace = tlsv.trace(model, tokens, 5, scale=scale)
     for unit, name in (("ffn_neuron", "mlp"), ("attn_neuron", "attn"), ("head_position", "attn"), ("head", "attn")):
         for candidates, sites in prepared(trace, unit, name):
@@ -160,7 +160,7 @@ def test_extreme_weights(size: float, tokens: torch.Tensor) -> None:
 
 def test_a_soft_cap_says_so_and_sweeps(tokens: torch.Tensor) -> None:
     """Gemma 2's capped logits have no bound: everything is evaluated, and the certificate gives the reason."""
-    trace = tlsv.trace(zoo.bridge("gemma2"), tokens, 5)
+    trace = tlsv.trace(zoo.model("gemma2"), tokens, 5)
     certificate = trace.ffn_neurons(top=3).attrs["certificate"]
     assert certificate["method"] == "sweep"
     assert certificate["evaluated"] == certificate["candidates"]
@@ -171,7 +171,7 @@ def test_a_soft_cap_says_so_and_sweeps(tokens: torch.Tensor) -> None:
 def test_a_bad_top_is_refused(top: object, tokens: torch.Tensor) -> None:
     """`top` is a positive number or None."""
     with pytest.raises(Exception, match="top"):
-        tlsv.trace(zoo.bridge("llama"), tokens, 5).ffn_neurons(top=top)
+        tlsv.trace(zoo.model("llama"), tokens, 5).ffn_neurons(top=top)
 
 
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -104,7 +104,7 @@ BY = ("head", "head_position", "neuron")
 
 @pytest.fixture(scope="module")
 def models() -> dict:
-    return {family: zoo.bridge(family) for family in FAMILIES}
+    return {family: zoo.model(family) for family in FAMILIES}
 
 
 @pytest.fixture(scope="module")
@@ -224,7 +224,7 @@ def test_a_batch_is_its_prompts_one_by_one(models, by, batch):
 
 def test_stacks_go_into_transformer_lenss_own_functions(batch):
     """logit_attrs and apply_ln_to_stack take the stacks, and attribute to the sum what they attribute to the parts."""
-    model = zoo.bridge("llama", compatibility=True)
+    model = zoo.model("llama", compatibility=True)
     _, cache = model.run_with_cache(batch)
     targets = torch.tensor([4, 5])
     for function in (tlsv.attn_subvalues, tlsv.ffn_subvalues):
@@ -244,7 +244,7 @@ def test_stacks_go_into_transformer_lenss_own_functions(batch):
 
 def test_bs_values_of_a_stack_are_transformer_lenss_logit_attrs(batch):
     """In compatibility mode, where the norm's gain is folded, both read a stack alike."""
-    model = zoo.bridge("llama", compatibility=True)
+    model = zoo.model("llama", compatibility=True)
     _, cache = model.run_with_cache(batch)
     stack = tlsv.attn_subvalues(model, cache, 1)
     readout = tlsv.Readout(model, scale=cache["ln_final.hook_scale"][:, -1])

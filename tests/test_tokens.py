@@ -16,7 +16,7 @@ PROMPT = list(range(3, 10))
 
 @pytest.fixture(scope="module")
 def model():
-    return zoo.bridge("llama")
+    return zoo.model("llama")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def test_prepend_bos_goes_to_the_models_own_tokenizer(model, prepend_bos, expect
 
 def test_the_models_own_default_for_the_bos_is_followed():
     """Two models that differ in their default differ in None, and in nothing else."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     found = []
     for default in (True, False):
         model.cfg.default_prepend_bos = default
@@ -180,7 +180,7 @@ def test_a_target_that_lacks_its_space_is_told_so(tmp_path):
         unk_token="<unk>",
     )
     made.save_pretrained(tmp_path)
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     model.tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path)
     message = refusal(model, [2, 3], "ab")
     assert "'a' (2) + 'b' (3)" in message
@@ -216,7 +216,7 @@ def test_what_is_no_target_is_refused(model, target):
 
 def test_a_model_without_a_tokenizer_takes_ids():
     """Text is refused with that advice; ids work, and are shown as <id>."""
-    model = zoo.bridge("llama")
+    model = zoo.model("llama")
     model.tokenizer = None
     message = refusal(model, WORDS)
     assert "no tokenizer" in message

@@ -20,6 +20,8 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
+import tl_subvalues as tlsv
+
 VOCAB = 61
 LLAMA_LIKE = {
     "vocab_size": VOCAB,
@@ -435,6 +437,32 @@ def bridge(
         with contextlib.redirect_stdout(None):
             model.enable_compatibility_mode()
     return model
+
+
+NOT_CONVERTED: dict[str, str] = {}
+
+
+def converted(family: str, seed: int, dtype: torch.dtype) -> Any:
+    """The same model as TransformerLens 2 converts it from a folder; skipped where it does not, or not rightly."""
+    if family in NOT_CONVERTED:
+        pytest.skip(NOT_CONVERTED[family])
+    try:
+        made = hf_model(family, seed, dtype)
+        with tempfile.TemporaryDirectory() as parent:
+            folder = f"{parent}/{family}"
+            made.save_pretrained(folder)
+            tokenizer().save_pretrained(folder)
+            return tlsv.load_model(folder, device="cpu", dtype=dtype)
+    except (AttributeError, tlsv.UnsupportedModelError) as error:  # the oldest transformers lack some families
+        NOT_CONVERTED[family] = f"TransformerLens 2 does not convert {family}: {error}"
+        pytest.skip(NOT_CONVERTED[family])
+
+
+def model(family: str, *, seed: int = 0, compatibility: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+    """The same model as this TransformerLens loads it: a TransformerBridge, or a HookedTransformer on release 2."""
+    if has_bridge() or compatibility:
+        return bridge(family, seed=seed, compatibility=compatibility, dtype=dtype)
+    return converted(family, seed, dtype)
 
 
 HOOKED: dict[str, dict[str, Any]] = {

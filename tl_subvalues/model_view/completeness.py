@@ -14,9 +14,9 @@ from torch import Tensor
 
 from tl_subvalues.blocks import length_of_all, weighted_sum
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view import host
 from tl_subvalues.model_view.activations import Activations, Positions
 from tl_subvalues.model_view.experts import Routed
+from tl_subvalues.model_view.faults import warn_of_faults
 from tl_subvalues.model_view.view import ModelView
 from tl_subvalues.model_view.weights import Layer
 
@@ -43,7 +43,7 @@ def check_run(view: ModelView, activations: Activations, position: int) -> None:
         ValueError: if the residual stream holds NaN or infinite numbers.
         UnsupportedModelError: naming the layer and the sum that does not hold.
     """
-    host.warn_of_folded_sinks(view.model)
+    warn_of_faults(view.model)
     for layer in view.layers:
         _require_finite(view, layer.layer, activations.residual(layer.layer, "attn"))
     _require_finite(view, view.n_layers, activations.final_residual())

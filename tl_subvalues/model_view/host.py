@@ -32,15 +32,21 @@ _ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl", "activation")
 _READOUT_DETOURS = ("prediction_head", "project_out", "mlm_head", "classifier_ln", "hc_head", "sigma_map")
 
 
+def release() -> tuple[int, ...] | None:
+    """The installed TransformerLens, as (major, minor); None for a checkout, or a version of its own making."""
+    try:
+        version = importlib.metadata.version("transformer_lens")
+        return tuple(int(part) for part in version.split(".")[:2])
+    except (importlib.metadata.PackageNotFoundError, ValueError):
+        return None
+
+
 @functools.cache
 def warn_of_unknown_release() -> None:
     """Warn, once a process, where the installed TransformerLens is none that the tests ran with."""
-    try:
+    installed = release()
+    if installed is not None and not TESTED[0] <= installed <= TESTED[1]:
         version = importlib.metadata.version("transformer_lens")
-        release = tuple(int(part) for part in version.split(".")[:2])
-    except (importlib.metadata.PackageNotFoundError, ValueError):  # a checkout, or a version of its own making
-        return
-    if not TESTED[0] <= release <= TESTED[1]:
         oldest, newest = (".".join(map(str, bound)) for bound in TESTED)
         warnings.warn(
             f"TransformerLens {version} is outside the range that tl-subvalues was tested with ({oldest} to {newest}). "
@@ -320,26 +326,6 @@ def softmaxes(model: Any) -> tuple[Columns, ...]:
         return own
     linear = type(unembed).__name__ == "Unembed" if wrapped is None else isinstance(wrapped, torch.nn.Linear)
     return (Columns((model.W_U.detach(),), model.b_U.detach()),) if linear else ()
-
-
-def warn_of_folded_sinks(model: Any) -> None:
-    """Warn where compatibility mode has changed what a model with attention sinks (GPT-OSS) computes.
-
-    Folding value biases takes the rows of a pattern to sum to one; with sinks they do not. Log-probs of a tiny random
-    model moved by 2 nats. Decomposed is what the bridge computes.
-    """
-    if not (is_bridge(model) and getattr(model, "_weights_processed", False)):
-        return
-    own = [getattr(block._modules.get("attn"), "original_component", None) for block in model.blocks]
-    with_sinks = [attn for attn in own if isinstance(getattr(attn, "sinks", None), Tensor)]
-    biases = [getattr(getattr(attn, "v_proj", None), "bias", None) for attn in with_sinks]
-    if any(isinstance(bias, Tensor) and not bias.any() for bias in biases):
-        warnings.warn(
-            f"{model_name(model)} has attention sinks, with which TransformerLens's compatibility mode computes "
-            "another model: it folds value biases as if the rows of the pattern summed to one. Boot it anew and use it "
-            "raw, or call enable_compatibility_mode(fold_value_biases=False).",
-            stacklevel=2,
-        )
 
 
 def is_parallel_block(model: Any, block: Any) -> bool:
