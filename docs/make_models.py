@@ -17,6 +17,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+import transformers
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests")]
@@ -50,18 +51,21 @@ def tokens() -> torch.Tensor:
 
 
 def families() -> dict[str, dict[str, tuple[str, Boot]]]:
-    """Group -> family -> (what it is, how to boot it), all that the running release has a class for."""
+    """Group -> family -> (what it is, how to boot it), all that the running releases have classes for."""
+    own = {"dense": zoo.DENSE, "mixtures": zoo.MIXTURES, "hybrids": zoo.HYBRIDS, "refused": zoo.REFUSED}
     groups: dict[str, dict[str, tuple[str, Boot]]] = {group: {} for group in models_page.GROUPS}
-    if modes("dense"):
-        for group, members in (("dense", zoo.DENSE), ("mixtures", zoo.MIXTURES), ("hybrids", zoo.HYBRIDS)):
-            groups[group] = {name: (spec[2], functools.partial(bridge, name)) for name, spec in members.items()}
-        for name, spec in FURTHER.items():
-            groups[FURTHER_GROUPS.get(name, "dense")][name] = spec[2], functools.partial(further_bridge, name, spec)
-        groups["refused"] = {name: (spec[2], functools.partial(bridge, name)) for name, spec in zoo.REFUSED.items()}
-        for name, more in further.REFUSED.items():
-            groups["refused"][name] = more[2], functools.partial(further_bridge, name, more[:3])
-        for name in ENCODER_DECODERS:
-            groups["refused"][name.lower()] = f"{name}ForConditionalGeneration", functools.partial(both_halves, name)
+    for group, members in own.items():
+        groups[group] = {
+            name: (spec[2], functools.partial(loaded, name)) for name, spec in members.items() if known(spec[0])
+        }
+    for name, spec in FURTHER.items():
+        if known(spec[0]):
+            groups[FURTHER_GROUPS.get(name, "dense")][name] = spec[2], functools.partial(further_loaded, name, spec)
+    for name, more in further.REFUSED.items():
+        if known(more[0]):
+            groups["refused"][name] = more[2], functools.partial(further_loaded, name, more[:3])
+    for name in ENCODER_DECODERS if host.bridge_class() is not None else ():
+        groups["refused"][name.lower()] = f"{name}ForConditionalGeneration", functools.partial(both_halves, name)
     if host.hooked_class() is not None:
         groups["hooked"] = {name: (said(options), hooked(name)) for name, options in zoo.HOOKED.items()}
         options = {**zoo.HOOKED["rotary_gated_grouped"], **EXPERTS}
@@ -69,22 +73,29 @@ def families() -> dict[str, dict[str, tuple[str, Boot]]]:
     return {group: members for group, members in groups.items() if members}
 
 
+def known(config: str) -> bool:
+    """Whether the installed transformers has this class of configuration."""
+    return hasattr(transformers, config)
+
+
 def modes(group: str) -> dict[str, bool]:
     """The modes of a group on the running release, and whether each is compatibility mode."""
     if group == "hooked":
         return {"HookedTransformer": False}
-    return {} if host.bridge_class() is None else {"raw": False, "compatibility mode": True}
+    return {"from a folder": False} if host.bridge_class() is None else {"raw": False, "compatibility mode": True}
 
 
-def bridge(name: str, compatibility: bool) -> tuple[Any, Any]:
-    """A tiny model of the zoo as a bridge, and the same of Hugging Face."""
+def loaded(name: str, compatibility: bool) -> tuple[Any, Any]:
+    """A tiny model of the zoo as a bridge, or from a folder on release 2, and the same of Hugging Face."""
+    if host.bridge_class() is None:
+        return zoo.convert(name), zoo.hf_model(name)
     return zoo.bridge(name, compatibility=compatibility), zoo.hf_model(name)
 
 
-def further_bridge(name: str, spec: Any, compatibility: bool) -> tuple[Any, Any]:
+def further_loaded(name: str, spec: Any, compatibility: bool) -> tuple[Any, Any]:
     """The same for one that the zoo does not have."""
     with mock.patch.dict(zoo.REFUSED, {name: spec}):
-        return bridge(name, compatibility)
+        return loaded(name, compatibility)
 
 
 def both_halves(name: str, compatibility: bool) -> tuple[Any, Any]:
@@ -111,6 +122,12 @@ def measure(boot: Boot, compatibility: bool, prompt: torch.Tensor) -> dict[str, 
         warnings.simplefilter("ignore")
         try:
             model, theirs = boot(compatibility)
+        except tlsv.UnsupportedModelError as error:  # of a folder, on release 2
+            status = "not converted" if "does not convert" in str(error) else "refused"
+            return {"status": status, "reason": in_short(str(error))}
+        except Exception as error:
+            return {"status": "host fails", "reason": in_short(f"{type(error).__name__}: {error}")}
+        try:
             logits, cache = model.run_with_cache(prompt)
         except Exception as error:
             return {"status": "host fails", "reason": in_short(f"{type(error).__name__}: {error}")}
@@ -182,6 +199,7 @@ def score_errors(trace: tlsv.Trace, cache: Any, kind: str) -> list[float]:
 def in_short(message: str) -> str:
     """The first sentence of a message, without the model's name in front, sizes of errors and the way out."""
     text = re.sub(r" \(off by [^)]*\)", "", " ".join(message.split()))
+    text = re.sub(r"^/\S+: ", "", text)
     text = re.sub(r"^[\w-]+(?<!Error)( \(\w+\))?(: | (?=has |does |passes ))", "", text)
     sentence = re.split(r"(?<=[^.])\. |; |: use |, so ", text)[0].rstrip(".")
     return sentence if len(sentence) <= 300 else sentence[:298].rsplit(" ", 1)[0] + " …"

@@ -13,7 +13,12 @@ GROUPS = {
     "refused": "Refused",
     "hooked": "HookedTransformer",
 }
-SHORT = {"raw": "raw", "compatibility mode": "compat.", "HookedTransformer": "HookedTransformer"}
+SHORT = {
+    "raw": "raw",
+    "from a folder": "from a folder",
+    "compatibility mode": "compat.",
+    "HookedTransformer": "HookedTransformer",
+}
 # Above these, relative and in nats, nothing is called exact; the most that was seen is 5e-7 and 2e-5.
 SUMS, NATS = 1e-5, 1e-4
 # Where a bridge's log-probs are further than this from Hugging Face's model, the page says so.
@@ -23,7 +28,8 @@ INTRODUCTION = """\
 
 What is exact, what is refused, and what fails before anything is decomposed: measured on a tiny random model of each
 architecture (two layers or so, width 32, every parameter random, in float32 on a CPU), for each release of
-TransformerLens and each way of loading: a `TransformerBridge` raw, one in compatibility mode, a `HookedTransformer`.
+TransformerLens and each way of loading: a `TransformerBridge` raw, one in compatibility mode, a `HookedTransformer`
+made by hand or, on 2.18, of a folder in Hugging Face's layout (`tlsv.load_model`).
 
 * **exact: a, b, c** are the worst errors that were seen, to one digit.
   *a*: heads, heads at source positions, attention neurons and FFN neurons, each stack with its bias, are summed and
@@ -39,8 +45,12 @@ TransformerLens and each way of loading: a `TransformerBridge` raw, one in compa
   some parts of an exact model are refused, they stand under "parts refused".
 * **fails in the host**: TransformerLens, or transformers, raises an error itself when it boots the model, puts it into
   compatibility mode or runs it.
+* **not converted**: TransformerLens 2 makes no `HookedTransformer` of such a folder (it may of a published model on its
+  own list), and `tlsv.load_model` says so. What it converts wrongly is refused. Nothing stands where the transformers
+  of that release lacks the architecture.
 * Exact means exact to what TransformerLens computes. Where that is not what the Hugging Face model computes, the remark
-  says how far their log-probabilities are apart. (Differences below {off} nats are taken for rounding.)
+  says how far their log-probabilities are apart, and a trace warns. (Differences below {off} nats are taken for
+  rounding.)
 
 [Baevski & Auli's model](baevski18.md) has a page of its own. `make models` measures everything again, in an environment
 for each release, and writes this page; the numbers are in [models/](models).
@@ -110,7 +120,7 @@ def remarks(cases: dict[str, dict[str, Any]]) -> tuple[str, str]:
         for part, reason in case.get("parts_refused", {}).items():
             parts.setdefault(part, []).append(title)
             said.setdefault(reason, []).append(title)
-        if "reason" in case:
+        if "reason" in case and case["status"] != "not converted":
             said.setdefault(case["reason"], []).append(title)
         if "off_hugging_face" in case:
             said.setdefault(f"log-probs off Hugging Face's by {case['off_hugging_face']:.1g} nats", []).append(title)
@@ -122,4 +132,5 @@ def where(text: str, titles: list[str], cases: dict[str, Any]) -> str:
     """A remark, and the columns that it holds for unless it holds for all."""
     seen = list(dict.fromkeys(titles))
     text = text.replace("|", "\\|").replace("<", "&lt;")
-    return text if len(seen) == len(cases) else f"{text} ({', '.join(seen)})"
+    tried = [case for case in cases.values() if case["status"] != "not converted"]
+    return text if len(seen) == len(tried) else f"{text} ({', '.join(seen)})"

@@ -49,7 +49,7 @@ def test_whatever_is_decomposed_is_exact() -> None:
     for of in models_page.measurements().values():
         for members in of["groups"].values():
             for mode, case in ((m, c) for member in members.values() for m, c in member.items() if m != "model"):
-                assert case["status"] in ("exact", "refused", "host fails"), mode
+                assert case["status"] in ("exact", "refused", "host fails", "not converted"), mode
                 assert ("sums" in case and "readout" in case) if case["status"] == "exact" else case["reason"]
 
 

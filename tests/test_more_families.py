@@ -112,7 +112,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str, str]] = {
             "eos_token_id": 1,
         },
         "JetMoeForCausalLM",
-        "does not cache blocks.0.attn.hook_v",
+        "such as a mixture of heads",
     ),
     "granitemoehybrid": (
         "GraniteMoeHybridConfig",

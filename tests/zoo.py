@@ -447,15 +447,20 @@ def converted(family: str, seed: int, dtype: torch.dtype) -> Any:
     if family in NOT_CONVERTED:
         pytest.skip(NOT_CONVERTED[family])
     try:
-        made = hf_model(family, seed, dtype)
-        with tempfile.TemporaryDirectory() as parent:
-            folder = f"{parent}/{family}"
-            made.save_pretrained(folder)
-            tokenizer().save_pretrained(folder)
-            return tlsv.load_model(folder, device="cpu", dtype=dtype)
+        return convert(family, seed, dtype)
     except (AttributeError, tlsv.UnsupportedModelError) as error:  # the oldest transformers lack some families
         NOT_CONVERTED[family] = f"TransformerLens 2 does not convert {family}: {error}"
         pytest.skip(NOT_CONVERTED[family])
+
+
+def convert(family: str, seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
+    """The same model from a folder, the way users load one."""
+    made = hf_model(family, seed, dtype)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = f"{parent}/{family}"
+        made.save_pretrained(folder)
+        tokenizer().save_pretrained(folder)
+        return tlsv.load_model(folder, device="cpu", dtype=dtype)
 
 
 def model(family: str, *, seed: int = 0, compatibility: bool = False, dtype: torch.dtype = torch.float32) -> Any:

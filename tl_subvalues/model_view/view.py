@@ -15,6 +15,14 @@ from tl_subvalues.model_view.weights import Layer, ReadoutPieces
 # Integers of as many bytes, to read a weight's bits as a number.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
+# What a model is likely to be that lacks a hook.
+_WITHOUT = {
+    "resid": "blocks that norm after the addition, as in GPT-1, have no residual stream that a subvalue is added to "
+    "and stays in",
+    "hook_pattern": "fused attention has no pattern",
+    "hook_z": "attention of another kind, such as a mixture of heads, is one piece",
+}
+
 
 class ModelView:
     """One TransformerLens model, whatever its class and release. Made by `view_of`; holds no copy of the weights."""
@@ -144,10 +152,10 @@ class ModelView:
         logits, cache = self._run_with_cache(tokens[None], needed | set(self.embedding_hooks))
         missing = sorted(needed - set(cache.keys()))
         if missing:
+            why = [reason for part, reason in _WITHOUT.items() if any(part in name for name in missing)]
             raise UnsupportedModelError(
-                f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart "
-                "(blocks that norm after the addition, as in GPT-1, have no residual stream that a subvalue is added "
-                "to and stays in; fused attention has no pattern): use a pre-norm model, booted by "
+                f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart"
+                f"{' (' * bool(why)}{'; '.join(why)}{')' * bool(why)}: use a pre-norm model, booted by "
                 "TransformerBridge.boot_transformers."
             )
         return logits[0], cache
