@@ -143,6 +143,7 @@ def test_names_as_users_load_them(
         ("llama_wide_heads", {}, "does not convert"),
         ("llama", {"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, "rotary positions of the kind 'linear'"),
         ("olmo2", {}, "does not convert"),
+        ("gpt_neox_parallel", {"hidden_size": 8, "num_attention_heads": 2}, "does not run"),  # no rotary dimensions
     ],
 )
 def test_a_wrong_conversion_is_refused(family: str, overrides: dict, reason: str, tmp_path: Path) -> None:

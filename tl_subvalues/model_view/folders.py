@@ -98,7 +98,13 @@ def _require_same(model: Any, hf_model: Any, folder: Path, architecture: str) ->
     size = hf_model.get_input_embeddings().num_embeddings
     tokens = (torch.arange(1, 33) * 7919 % size)[None]
     theirs = hf_model(tokens).logits.float().log_softmax(-1)
-    ours = model(tokens.to(model.cfg.device)).float().log_softmax(-1).to(theirs.device)
+    try:
+        ours = model(tokens.to(model.cfg.device)).float().log_softmax(-1).to(theirs.device)
+    except RuntimeError as error:
+        raise UnsupportedModelError(
+            f"{folder}: what TransformerLens 2 makes of this {architecture} does not run ({error}); use "
+            "TransformerLens 3 or newer, whose TransformerBridge runs Hugging Face's own modules."
+        ) from error
     tolerance = _TOLERANCE.get(hf_model.dtype, _HALF_PRECISION)
     # Where many words are all but impossible, their log-probabilities round more.
     worst = float("inf") if ours.shape != theirs.shape else float(((ours - theirs).abs() * theirs.exp().sqrt()).max())
