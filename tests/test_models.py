@@ -96,7 +96,10 @@ def test_a_device_map(tmp_path: Path) -> None:
         models.load_model(str(tmp_path), device="cpu", device_map="auto")
 
 
-@pytest.mark.parametrize("name", ["no-such-owner/no-such-model", "gpt2-medium", "meta-llama/Llama-2-7b-hf"])
+LLAMAS = ["meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"]
+
+
+@pytest.mark.parametrize("name", ["no-such-owner/no-such-model", "gpt2-medium", *LLAMAS])
 def test_a_name_that_cannot_be_had(name: str) -> None:
     """One sentence that names it, where the hub cannot be reached; TransformerLens 2 has a list of names."""
     with pytest.raises((OSError, tlsv.UnsupportedModelError)) as caught:
@@ -111,7 +114,7 @@ def test_a_name_that_cannot_be_had(name: str) -> None:
     [
         ("gpt2-medium", "gpt2", {}),
         ("gpt2-xl", "gpt2", {"activation_function": "gelu_new"}),
-        ("meta-llama/Llama-2-7b-hf", "llama", {"num_key_value_heads": 4}),
+        *[(name, "llama", {"num_key_value_heads": 4}) for name in LLAMAS],
         ("Llama-3.2-1B", "llama", {"tie_word_embeddings": True}),
         ("EleutherAI/pythia-160m", "gpt_neox_parallel", {}),
     ],
@@ -124,7 +127,9 @@ def test_names_as_users_load_them(
     TransformerLens 2 takes a published name for that model's sizes, wherever it stands in a path.
     """
     hf = zoo.hf_model(family, dtype=dtype, **overrides)
-    hf.save_pretrained(tmp_path / name)
+    in_shards = {"max_shard_size": "20KB"} if name in LLAMAS else {}  # as they are published
+    hf.save_pretrained(tmp_path / name, **in_shards)
+    assert (tmp_path / name / "model.safetensors.index.json").exists() == bool(in_shards)
     zoo.tokenizer().save_pretrained(tmp_path / name)
     monkeypatch.chdir(tmp_path)
     model = tlsv.load_model(name, device="cpu", dtype=dtype)
