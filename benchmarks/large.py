@@ -22,6 +22,9 @@ SHAPES: dict[str, tuple[Any, str, torch.dtype]] = {
 # Where a GPU is at hand, all of them run on it, too.
 ON_DEVICE = {"cpu": ["GPT-2-medium, float32", "Llama-7B, bfloat16"], "cuda": list(SHAPES)}
 
+# With a margin for what is computed.
+GPU_GIGABYTES = {"GPT-2-medium, float32": 4, "Llama-7B, bfloat16": 16, "Llama-13B, bfloat16": 28}
+
 
 def llama(d_model: int, d_mlp: int, n: int) -> transformers.LlamaConfig:
     """Llama of the first two generations: as many layers as heads, 32,000 words."""
@@ -75,6 +78,9 @@ def rows_on(device: str, shapes: list[str]) -> list[list[str]]:
     """Each shape on a device. Memory: the process's on a CPU, the device's on a GPU."""
     rows = []
     for shape in shapes:
+        if device == "cuda" and 2**30 * GPU_GIGABYTES[shape] > torch.cuda.mem_get_info()[0]:
+            print(f"{shape}: left out, for it needs {GPU_GIGABYTES[shape]} GB of the GPU's memory")
+            continue
         model = random_model(shape, device)
         tokens = torch.tensor([504, 3575, 282, 4649, 314], device=device)
         weights = sum(p.numel() * p.element_size() for p in model.original_model.parameters()) / 2**20
@@ -84,6 +90,8 @@ def rows_on(device: str, shapes: list[str]) -> list[list[str]]:
             trace.ffn_neurons(top=300)
             trace.attn_neurons(top=300)
 
+        if device == "cuda":
+            both()  # else the libraries' own workspace would be counted
         memory = peak_memory_mb(both, device)
         times = best_times({"forward": lambda model=model, tokens=tokens: model(tokens[None]), "both": both}, repeats=2)
         trace = tlsv.trace(model, tokens, 7042)
@@ -103,6 +111,7 @@ def rows_on(device: str, shapes: list[str]) -> list[list[str]]:
         )
         del model, trace, both
         gc.collect()
+        torch.cuda.empty_cache()
     return rows
 
 

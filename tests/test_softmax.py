@@ -43,6 +43,14 @@ def test_a_vectors_bits_do_not_depend_on_its_company(weights, dtype):
     for s in range(SITES):
         mine = site == s
         assert torch.equal(softmax.log_mean_exp(lin[mine], log_p, site[mine]), together[mine])
+    assert torch.equal(
+        softmax.log_mean_exp(lin[: 2 * VECTOR_BLOCK].T.contiguous().T, log_p, site[: 2 * VECTOR_BLOCK]),
+        together[: 2 * VECTOR_BLOCK],
+    )
+    extreme = log_p.clone()
+    extreme[3, 5] = -100.0  # of another site: what it does to that site's vectors is none of the others' business
+    others = site != 3
+    assert torch.equal(softmax.log_mean_exp(lin, extreme, site)[others], together[others])
     for i in (0, 7, VECTOR_BLOCK, n - 1):
         assert torch.equal(softmax.log_mean_exp(lin[i : i + 1], log_p, site[i : i + 1]), together[i : i + 1])
 

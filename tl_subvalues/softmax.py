@@ -18,7 +18,8 @@ from tl_subvalues.blocks import padded
 # Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
 # have VECTOR_BLOCK rows (padded with zeros), so that a vector gives the same bits whatever stands beside it: ties stay
 # ties, and a search gives what a sweep gives. A multiple of 8, and vectors × words: in float64, what a processor leaves
-# over at the edge of its tiles gets other bits (words × vectors take 24 at a time, and would be some 5% faster). Of 160
+# over at the edge of its tiles gets other bits (words × vectors take 24 at a time, and would be some 5% faster; a width
+# or a vocabulary that no model has, 33 or 59, may still do it). Of 160
 # rows, because two such blocks certify the default top 300 (304 evaluations were needed on SmolLM2-135M); a row takes
 # 0.92 to 1 times as long in blocks of 128 to 320 rows.
 VECTOR_BLOCK = 160
@@ -93,26 +94,41 @@ class Softmax:
     def log_mean_exp(
         self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """Log Σ_t p_t exp(bs_t); vector i under the distribution log_p[site[i]]. Without a soft cap only."""
+        """Log Σ_t p_t exp(bs_t); vector i under the distribution log_p[site[i]]. Without a soft cap only.
 
-        def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
-            return (rows @ W).add_(log_p[:, words][site[at]])
-
-        n, size = len(lin), self.block_sizes[0]
-        lin, site = self._rows(lin * self._factor), padded(site, size)
-        if log_p.min() < _SMALLEST_LOG_P:
-            return self._log_sum_exp(lin, block)[:n]
+        A vector's bits are its own: no other vector, and no other vector's site, bears on them.
+        """
+        lin, result = lin * self._factor, torch.zeros(len(lin), dtype=lin.dtype, device=lin.device)
         # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
-        # Each vector's sum is taken alone, under its own site's distribution: no other vector bears on its bits.
-        p, total = log_p.exp(), torch.zeros(len(lin), dtype=torch.float64, device=lin.device)
-        spans = [slice(start, start + size) for start in range(0, len(lin), size)]
+        doubtful = (log_p.amin(-1) < _SMALLEST_LOG_P)[site]
+        plain = torch.nonzero(~doubtful).flatten()
+        total = self._mean_growth(lin[plain], log_p, site[plain])
+        result[plain] = total.log1p().to(lin.dtype)
+        doubtful[plain] = ~((total > -0.5) & (total < _SAFE_SUM[1]))
+        again = torch.nonzero(doubtful).flatten()
+        if len(again):
+            sites = padded(site[again], self.block_sizes[0])
+
+            def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
+                return (rows @ W).add_(log_p[:, words][sites[at]])
+
+            result[again] = self._log_sum_exp(self._rows(lin[again]), block)[: len(again)]
+        return result
+
+    def _mean_growth(
+        self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Σ_t p_t (exp(bs_t) − 1) in float64, each vector's sum taken alone under its own site's distribution."""
+        n, size = len(lin), self.block_sizes[0]
+        rows, site = self._rows(lin), padded(site, size)
+        p, total = log_p.exp(), torch.zeros(len(rows), dtype=torch.float64, device=lin.device)
+        spans = [slice(start, start + size) for start in range(0, len(rows), size)]
         sites = [site[at] if (site[at] != site[at.start]).any() else site[at][:1] for at in spans]
         for words, W in self._blocks():
             p_words = p[:, words]
             for at, own in zip(spans, sites, strict=True):
-                total[at] += (lin[at] @ W).expm1_().mul_(p_words[own]).sum(-1)
-        result, unsafe = total.log1p().to(lin.dtype), ~((total > -0.5) & (total < _SAFE_SUM[1]))
-        return torch.where(unsafe, self._log_sum_exp(lin, block), result)[:n] if unsafe.any() else result[:n]
+                total[at] += (rows[at] @ W).expm1_().mul_(p_words[own]).sum(-1)
+        return total[:n]
 
     def log_mean_exp_of_multiples(
         self,
@@ -173,7 +189,7 @@ class Softmax:
 
     def _rows(self, vectors: Float[Tensor, "n d_model"]) -> Float[Tensor, "padded width"]:
         """Vectors in the columns' space, filled up to whole blocks (and led there in blocks, for the same bits)."""
-        rows = padded(vectors, self.block_sizes[0])
+        rows = padded(vectors, self.block_sizes[0]).contiguous()
         if self._columns.into is None or not len(rows):
             return self.inside(rows)
         return torch.cat([self.inside(block) for block in rows.split(self.block_sizes[0])])

@@ -18,51 +18,66 @@ class Fault:
 
     architecture: str
     nats: float  # how far log-probabilities were apart
+    seen: tuple[tuple[int, int], ...]  # in these releases, of those that were measured
     processed: bool = False  # only in compatibility mode
-    mended: tuple[int, ...] | None = None  # in this release
+    folded: bool = False  # only where norms were folded into the weights
     setting: str | None = None  # only where this is set in Hugging Face's configuration
 
+    @property
+    def way_out(self) -> str:
+        """What to do instead."""
+        if self.processed:
+            return "boot it anew and use it raw" + ", or call enable_compatibility_mode(fold_ln=False)" * self.folded
+        if self.seen[-1] < host.TESTED[1]:
+            return f"use TransformerLens {_dotted(host.TESTED[1])}, where they agree"
+        return "compare its log-probabilities with Hugging Face's before you rely on it"
 
+
+_OLD, _BOTH = ((3, 9),), ((3, 9), (4, 3))
 FAULTS = (
-    Fault("BitNetForCausalLM", 5.0, processed=True),
-    Fault("Ernie4_5_MoeForCausalLM", 1.0, processed=True),
-    Fault("Glm4MoeForCausalLM", 1.0, processed=True),
-    Fault("CohereForCausalLM", 0.5, mended=(4, 3)),
-    Fault("Cohere2ForCausalLM", 0.7, mended=(4, 3)),
-    Fault("HunYuanDenseV1ForCausalLM", 3.0, mended=(4, 3)),
-    Fault("FalconForCausalLM", 6.0, setting="new_decoder_architecture"),
+    Fault("BitNetForCausalLM", 5.0, _BOTH, processed=True),
+    Fault("Ernie4_5_MoeForCausalLM", 1.0, _BOTH[1:], processed=True, folded=True),
+    Fault("Glm4MoeForCausalLM", 1.0, _BOTH, processed=True, folded=True),
+    Fault("CohereForCausalLM", 0.5, _OLD),
+    Fault("Cohere2ForCausalLM", 0.7, _OLD),
+    Fault("HunYuanDenseV1ForCausalLM", 3.0, _OLD),
+    Fault("FalconForCausalLM", 6.0, _BOTH, setting="new_decoder_architecture"),
 )
 
 
 def warn_of_faults(model: Any) -> None:
-    """Warn where the installed TransformerLens is known to compute another model than Hugging Face."""
+    """Warn where TransformerLens, this release or a later one, was seen to compute another model than Hugging Face."""
     if not host.is_bridge(model):
         return
     processed = bool(getattr(model, "_weights_processed", False))
     if processed:
         _warn_of_folded_sinks(model)
     installed = host.release()
-    if installed is None or installed > host.TESTED[1]:
-        return
     config = getattr(getattr(model, "original_model", None), "config", None)
     for fault in FAULTS:
-        if fault.mended is not None and installed >= fault.mended:
-            continue
-        if fault.architecture != getattr(model.cfg, "architecture", None) or (fault.processed and not processed):
-            continue
-        if fault.setting is not None and not getattr(config, fault.setting, False):
-            continue
-        way_out = "compare its log-probabilities with Hugging Face's before you rely on it"
-        if fault.processed:
-            way_out = "boot it anew and use it raw"
-        elif fault.mended:
-            way_out = f"use TransformerLens {'.'.join(map(str, fault.mended))}, where they agree"
-        warnings.warn(
-            f"{host.model_name(model)}: TransformerLens {'.'.join(map(str, installed))} computes another model "
-            f"here than Hugging Face does{' (in compatibility mode)' * fault.processed}: log-probabilities of a small "
-            f"random one were {fault.nats:g} nats apart. Decomposed is what it computes; {way_out}.",
-            stacklevel=2,
+        applies = (
+            installed is not None
+            and installed <= fault.seen[-1]
+            and fault.architecture == getattr(model.cfg, "architecture", None)
+            and (processed or not fault.processed)
+            and (not fault.folded or _norms_are_folded(model))
+            and (fault.setting is None or bool(getattr(config, fault.setting, False)))
         )
+        if applies:
+            releases = " and ".join(_dotted(release) for release in fault.seen)
+            warnings.warn(
+                f"{host.model_name(model)}: TransformerLens computes another model here than Hugging Face does"
+                f"{' (in compatibility mode)' * fault.processed}: log-probabilities of a small random one were "
+                f"{fault.nats:g} nats apart (measured on {releases}). Decomposed is what it computes; {fault.way_out}.",
+                stacklevel=2,
+            )
+
+
+def _norms_are_folded(model: Any) -> bool:
+    """Whether the gains before the FFNs are all one, as folding leaves them."""
+    norms = [getattr(block._modules.get("ln2"), "original_component", None) for block in model.blocks]
+    gains = [getattr(norm, "weight", None) for norm in norms]
+    return all(bool((gain == 1).all()) for gain in gains if isinstance(gain, Tensor))
 
 
 def _warn_of_folded_sinks(model: Any) -> None:
@@ -78,5 +93,9 @@ def _warn_of_folded_sinks(model: Any) -> None:
             f"{host.model_name(model)} has attention sinks, with which TransformerLens's compatibility mode computes "
             "another model: it folds value biases as if the rows of the pattern summed to one. Boot it anew and use it "
             "raw, or call enable_compatibility_mode(fold_value_biases=False).",
-            stacklevel=2,
+            stacklevel=3,
         )
+
+
+def _dotted(release: tuple[int, ...]) -> str:
+    return ".".join(map(str, release))
