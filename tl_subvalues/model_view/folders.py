@@ -97,13 +97,13 @@ def _require_same(model: Any, hf_model: Any, folder: Path, architecture: str) ->
     """Refuse a conversion whose log-probabilities are not Hugging Face's, on words spread over the vocabulary."""
     size = hf_model.get_input_embeddings().num_embeddings
     tokens = (torch.arange(1, 33) * 7919 % size)[None]
-    theirs = hf_model(tokens).logits.float().log_softmax(-1)
     try:
+        theirs = hf_model(tokens).logits.float().log_softmax(-1)
         ours = model(tokens.to(model.cfg.device)).float().log_softmax(-1).to(theirs.device)
     except RuntimeError as error:
         raise UnsupportedModelError(
-            f"{folder}: what TransformerLens 2 makes of this {architecture} does not run ({error}); use "
-            "TransformerLens 3 or newer, whose TransformerBridge runs Hugging Face's own modules."
+            f"{folder}: this {architecture}, or what TransformerLens 2 makes of it, does not run in {hf_model.dtype} "
+            f"({error}); use TransformerLens 3 or newer, whose TransformerBridge runs Hugging Face's own modules."
         ) from error
     tolerance = _TOLERANCE.get(hf_model.dtype, _HALF_PRECISION)
     # Where many words are all but impossible, their log-probabilities round more.
