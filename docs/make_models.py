@@ -88,7 +88,7 @@ def modes(group: str) -> dict[str, bool]:
 def loaded(name: str, compatibility: bool) -> tuple[Any, Any]:
     """A tiny model of the zoo as a bridge, or from a folder on release 2, and the same of Hugging Face."""
     if host.bridge_class() is None:
-        return zoo.convert(name), zoo.hf_model(name)
+        return zoo.from_folder(zoo.hf_model(name), name), zoo.hf_model(name)
     return zoo.bridge(name, compatibility=compatibility), zoo.hf_model(name)
 
 

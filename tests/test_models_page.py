@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import zoo
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 
@@ -42,6 +43,17 @@ def test_every_family_is_measured_in_every_mode(measured) -> None:
     for group, members in measured.items():
         for case in members.values():
             assert set(case) == {"model", *make_models.modes(group)}
+
+
+def test_what_must_convert_on_release_2_is_what_did() -> None:
+    """The tests fail, and do not skip, where one of these stops converting. (Mixtral does so in float32 alone.)"""
+    exact = {
+        name
+        for members in models_page.measurements()["2.18.0"]["groups"].values()
+        for name, case in members.items()
+        if case.get("from a folder", {}).get("status") == "exact"
+    }
+    assert exact == zoo.CONVERTED | {"mixtral"}
 
 
 def test_whatever_is_decomposed_is_exact() -> None:

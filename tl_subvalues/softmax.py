@@ -18,10 +18,10 @@ from tl_subvalues.blocks import padded
 # Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
 # have VECTOR_BLOCK rows (padded with zeros), so that a vector gives the same bits whatever stands beside it: ties stay
 # ties, and a search gives what a sweep gives. A multiple of 8, and vectors × words: in float64, what a processor leaves
-# over at the edge of its tiles gets other bits (words × vectors take 24 at a time, and would be some 5% faster; a width
-# or a vocabulary that no model has, 33 or 59, may still do it). Of 160
-# rows, because two such blocks certify the default top 300 (304 evaluations were needed on SmolLM2-135M); a row takes
-# 0.92 to 1 times as long in blocks of 128 to 320 rows.
+# over at the edge of its tiles gets other bits. (Words × vectors take 24 at a time, and would be some 5% faster. A
+# width or a vocabulary that no model has, such as 33 or 59, may still do it.) Of 160 rows, because two such blocks
+# certify the default top 300 (304 evaluations were needed on SmolLM2-135M); a row takes 0.92 to 1 times as long in
+# blocks of 128 to 320 rows.
 VECTOR_BLOCK = 160
 VOCAB_BLOCK = 2048
 # An accelerator wants more at a time: a block of 128 MB.
@@ -102,9 +102,10 @@ class Softmax:
         # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
         doubtful = (log_p.amin(-1) < _SMALLEST_LOG_P)[site]
         plain = torch.nonzero(~doubtful).flatten()
-        total = self._mean_growth(lin[plain], log_p, site[plain])
-        result[plain] = total.log1p().to(lin.dtype)
-        doubtful[plain] = ~((total > -0.5) & (total < _SAFE_SUM[1]))
+        if len(plain):
+            total = self._mean_growth(lin[plain], log_p, site[plain])
+            result[plain] = total.log1p().to(lin.dtype)
+            doubtful[plain] = ~((total > -0.5) & (total < _SAFE_SUM[1]))
         again = torch.nonzero(doubtful).flatten()
         if len(again):
             sites = padded(site[again], self.block_sizes[0])

@@ -27,7 +27,8 @@ class Fault:
     def way_out(self) -> str:
         """What to do instead."""
         if self.processed:
-            return "boot it anew and use it raw" + ", or call enable_compatibility_mode(fold_ln=False)" * self.folded
+            unfolded = ", or call enable_compatibility_mode(fold_ln=False)" if self.folded else ""
+            return f"boot it anew and use it raw{unfolded}"
         if self.seen[-1] < host.TESTED[1]:
             return f"use TransformerLens {_dotted(host.TESTED[1])}, where they agree"
         return "compare its log-probabilities with Hugging Face's before you rely on it"
@@ -64,11 +65,12 @@ def warn_of_faults(model: Any) -> None:
             and (fault.setting is None or bool(getattr(config, fault.setting, False)))
         )
         if applies:
+            where = " in compatibility mode" if fault.processed else ""
             releases = " and ".join(_dotted(release) for release in fault.seen)
             warnings.warn(
-                f"{host.model_name(model)}: TransformerLens computes another model here than Hugging Face does"
-                f"{' (in compatibility mode)' * fault.processed}: log-probabilities of a small random one were "
-                f"{fault.nats:g} nats apart (measured on {releases}). Decomposed is what it computes; {fault.way_out}.",
+                f"{host.model_name(model)}: TransformerLens computes another model here than Hugging Face does{where}: "
+                f"log-probabilities of a small random one were {fault.nats:g} nats apart (measured on {releases}). "
+                f"Decomposed is what it computes; {fault.way_out}.",
                 stacklevel=2,
             )
 

@@ -152,10 +152,10 @@ class ModelView:
         logits, cache = self._run_with_cache(tokens[None], needed | set(self.embedding_hooks))
         missing = sorted(needed - set(cache.keys()))
         if missing:
-            why = [reason for part, reason in _WITHOUT.items() if any(part in name for name in missing)]
+            why = "; ".join(reason for part, reason in _WITHOUT.items() if any(part in name for name in missing))
             raise UnsupportedModelError(
                 f"{self.name} does not cache {', '.join(missing)}, without which its blocks cannot be taken apart"
-                f"{' (' * bool(why)}{'; '.join(why)}{')' * bool(why)}: use a pre-norm model, booted by "
+                f"{f' ({why})' if why else ''}: use a pre-norm model, booted by "
                 "TransformerBridge.boot_transformers."
             )
         return logits[0], cache
