@@ -21,9 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
-from tl_subvalues import cli
 from tl_subvalues.baevski18.checkpoint import read_checkpoint
 from tl_subvalues.baevski18.dictionary import make_tokenizer, read_dictionary
+from tl_subvalues.command import cli
 
 DICTIONARY = fairseq.DATA / "dict.txt"
 

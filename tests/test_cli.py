@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import zoo
 
-from tl_subvalues import cli
+from tl_subvalues.command import cli
 
 
 @pytest.fixture(scope="module")

@@ -68,10 +68,6 @@ HALLWAY: dict[str, str] = {
     "rankings": "study",
     "evaluate": "study",
     "collect": "study",
-    "report": "command",
-    "loading": "command",
-    "fact_commands": "command",
-    "cli": "command",
 }
 MODEL_VIEW = ["folders", "host", "faults", "experts", "weights", "view", "activations", "completeness"]
 BAEVSKI18 = [

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import readme_blocks
 
-from tl_subvalues import cli
+from tl_subvalues.command import cli
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"

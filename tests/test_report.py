@@ -8,7 +8,7 @@ import zoo
 from rich.console import Console
 
 import tl_subvalues as tlsv
-from tl_subvalues import report
+from tl_subvalues.command import report
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from tl_subvalues.loading import DTYPES, load, quieten
+from tl_subvalues.command.start_up import DTYPES, load, quieten
 
 Command = Callable[..., None]
 

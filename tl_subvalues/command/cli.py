@@ -7,8 +7,8 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-from tl_subvalues.fact_commands import collect_command, evaluate_command
-from tl_subvalues.loading import DTYPES, first_line, load, quieten
+from tl_subvalues.command.fact_commands import collect_command, evaluate_command
+from tl_subvalues.command.start_up import DTYPES, first_line, load, quieten
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -62,7 +62,7 @@ def trace(
     Then what switched the first FFN neuron on, and which query neurons feed the top value neurons.
     """
     # Imported here, so that --help and a mistyped option do not wait for transformers to load.
-    from tl_subvalues import report as reports
+    from tl_subvalues.command import report as reports
     from tl_subvalues.pictures import require_folder, save_all
     from tl_subvalues.tracing import trace as trace_prompt
 
