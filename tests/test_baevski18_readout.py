@@ -12,9 +12,9 @@ import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
-from tl_subvalues import softmax
 from tl_subvalues.baevski18 import adaptive
 from tl_subvalues.bounds import SiteBounds, site_bounds
+from tl_subvalues.numerics import softmax
 from tl_subvalues.search import Candidates
 
 PROMPT = [2, 9, 33, 58, 12, 4]

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tl_subvalues.norms import Norm, Passage
+from tl_subvalues.numerics.norms import Norm, Passage
 
 KINDS = ("layer", "rms")
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)

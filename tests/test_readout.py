@@ -9,7 +9,7 @@ import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
-from tl_subvalues import softmax as softmax_module
+from tl_subvalues.numerics import softmax as softmax_module
 
 FAMILIES = ("llama", "gpt2", "gemma2", "cohere", "granite")
 SCALES = (torch.tensor(2.5), "recomputed")

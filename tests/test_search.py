@@ -8,8 +8,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
-from tl_subvalues import softmax
 from tl_subvalues.bounds import SiteBounds
+from tl_subvalues.numerics import softmax
 
 TABLES = ("heads", "head_positions", "attn_neurons", "ffn_neurons")
 FAMILIES = ("gpt2", "llama", "gptj", "olmo2", "granite", "cohere", "gemma3", "mpt")

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tl_subvalues.softmax import VECTOR_BLOCK, VOCAB_BLOCK, Columns, Softmax
+from tl_subvalues.numerics.softmax import VECTOR_BLOCK, VOCAB_BLOCK, Columns, Softmax
 
 WIDTH, CLASSES, SITES = 24, VOCAB_BLOCK + 700, 5  # two blocks of classes, one of them not full
 

@@ -24,8 +24,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.numerics.softmax import Softmax
 from tl_subvalues.readout import Readout
-from tl_subvalues.softmax import Softmax
 from tl_subvalues.subvalues import Subvalues
 
 

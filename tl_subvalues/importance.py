@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.readout import Readout
 
 

@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import in_full_precision
 from tl_subvalues.model_view import ReadoutPieces, view_of
-from tl_subvalues.softmax import ClosedSoftmax, Softmax
+from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component
 from tl_subvalues.model_view import check_expert_keys, check_ffn_keys, check_value_keys
-from tl_subvalues.norms import Norm
+from tl_subvalues.numerics.norms import Norm
 from tl_subvalues.sites import Run
 
 

@@ -19,11 +19,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import in_full_precision, length_of_all, padded
 from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label, head_label, head_position_label
 from tl_subvalues.model_view import Activations, check_experts, check_sources, view_of
 from tl_subvalues.model_view.activations import index_of
-from tl_subvalues.norms import Passage
+from tl_subvalues.numerics.blocks import in_full_precision, length_of_all, padded
+from tl_subvalues.numerics.norms import Passage
 
 # Rows of weights converted at a time: 2,048 rows of 4,096 numbers are 32 MB.
 _ROWS = 2048

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.activation import activation_scores
-from tl_subvalues.blocks import in_full_precision
 from tl_subvalues.components import coefficients_of, through_head, written
 from tl_subvalues.curve import curve_of
 from tl_subvalues.errors import UnsupportedModelError
@@ -22,6 +21,7 @@ from tl_subvalues.model_view import (
     ModelView,
     decode_each,
 )
+from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.pictures import Pictures
 from tl_subvalues.query import query_scores
 from tl_subvalues.readout import Readout

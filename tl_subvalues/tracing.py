@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.blocks import in_full_precision
 from tl_subvalues.model_view import (
     Activations,
     ModelView,
@@ -19,6 +18,7 @@ from tl_subvalues.model_view import (
     view_of,
 )
 from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.readout import Readout
 from tl_subvalues.sites import Run
 from tl_subvalues.trace import Trace

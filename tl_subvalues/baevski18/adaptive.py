@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from tl_subvalues.baevski18.configuration import Baevski18Config
-from tl_subvalues.softmax import Columns
+from tl_subvalues.numerics.softmax import Columns
 
 
 class AdaptiveInput(nn.Module):

@@ -13,7 +13,7 @@ from tl_subvalues.baevski18.adaptive import AdaptiveInput, AdaptiveSoftmax
 from tl_subvalues.baevski18.bridge import refuse
 from tl_subvalues.baevski18.modeling import Baevski18ForCausalLM
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.softmax import Columns
+from tl_subvalues.numerics.softmax import Columns
 
 
 class FactoredEmbed(nn.Module):

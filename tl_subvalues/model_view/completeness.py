@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.blocks import length_of_all, weighted_sum
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view.activations import Activations, Positions
 from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.faults import warn_of_faults
 from tl_subvalues.model_view.view import ModelView
 from tl_subvalues.model_view.weights import Layer
+from tl_subvalues.numerics.blocks import length_of_all, weighted_sum
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 # Of coefficients and values computed anew from the residual stream, to their largest; see test_activation.py.

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.model_view.host import unwrapped
-from tl_subvalues.norms import Norm, Passage
+from tl_subvalues.numerics.norms import Norm, Passage
 
 # Numbers of a weight that are converted at a time: 16 million are 64 MB in float32.
 _NUMBERS = 1 << 24

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.norms import Norm
-from tl_subvalues.softmax import Columns
+from tl_subvalues.numerics.norms import Norm
+from tl_subvalues.numerics.softmax import Columns
 
 # The oldest and the newest release that the tests ran with.
 TESTED = ((2, 18), (4, 3))

@@ -12,8 +12,8 @@ from tl_subvalues.labels import MIXERS
 from tl_subvalues.model_view import host
 from tl_subvalues.model_view.experts import MixtureOfExperts
 from tl_subvalues.model_view.host import unwrapped
-from tl_subvalues.norms import Norm, Passage
-from tl_subvalues.softmax import Columns
+from tl_subvalues.numerics.norms import Norm, Passage
+from tl_subvalues.numerics.softmax import Columns
 
 
 @dataclass(frozen=True)
