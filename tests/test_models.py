@@ -10,7 +10,7 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
-from tl_subvalues import models
+from tl_subvalues.loading import models
 
 
 @pytest.fixture

@@ -130,7 +130,7 @@ def _run(
 
 def _own_record(what: str, facts: str, name: str, settings: dict[str, Any]) -> Path:
     """A record in the cache folder, of its own for every command, file of facts, model and settings."""
-    from tl_subvalues.models import cache_folder
+    from tl_subvalues.loading.models import cache_folder
     from tl_subvalues.record import digest
 
     folder = cache_folder() / "records"

@@ -17,7 +17,7 @@ def load(name: str, device: str | None, dtype: str) -> Any:
     # Imported here, so that --help and a mistyped option do not wait for transformers to load.
     import torch
 
-    from tl_subvalues.models import load_model
+    from tl_subvalues.loading.models import load_model
 
     if device is not None:
         try:
