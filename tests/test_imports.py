@@ -36,7 +36,6 @@ ROOMS: dict[str, set[str]] = {
 GROUND = {"errors", "labels"}
 # Modules that have not moved into their room yet.
 HALLWAY: dict[str, str] = {
-    "readout": "readout",
     "subvalues": "decomposition",
     "sites": "decomposition",
     "components": "decomposition",

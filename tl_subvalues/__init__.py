@@ -13,7 +13,7 @@ from tl_subvalues.importance import log_prob_increase, prob_increase
 from tl_subvalues.intervene import ablation_hooks
 from tl_subvalues.loading.models import load_model
 from tl_subvalues.rankings import RANKINGS
-from tl_subvalues.readout import Readout
+from tl_subvalues.readout.readout import Readout
 from tl_subvalues.subvalues import attn_subvalues, ffn_subvalues
 from tl_subvalues.trace import Trace
 from tl_subvalues.tracing import trace

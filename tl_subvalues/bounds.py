@@ -25,7 +25,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.numerics.softmax import Softmax
-from tl_subvalues.readout import Readout
+from tl_subvalues.readout.readout import Readout
 from tl_subvalues.subvalues import Subvalues
 
 

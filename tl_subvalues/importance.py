@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.numerics.blocks import in_full_precision
-from tl_subvalues.readout import Readout
+from tl_subvalues.readout.readout import Readout
 
 
 @in_full_precision

@@ -24,7 +24,7 @@ from tl_subvalues.model_view import (
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.pictures import Pictures
 from tl_subvalues.query import query_scores
-from tl_subvalues.readout import Readout
+from tl_subvalues.readout.readout import Readout
 from tl_subvalues.search import Candidates, Ranking, rank, require_top
 from tl_subvalues.sites import Parts, Run, Site, Unit
 from tl_subvalues.tables import (

@@ -19,7 +19,7 @@ from tl_subvalues.model_view import (
 )
 from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.numerics.blocks import in_full_precision
-from tl_subvalues.readout import Readout
+from tl_subvalues.readout.readout import Readout
 from tl_subvalues.sites import Run
 from tl_subvalues.trace import Trace
 
