@@ -36,9 +36,6 @@ ROOMS: dict[str, set[str]] = {
 GROUND = {"errors", "labels"}
 # Modules that have not moved into their room yet.
 HALLWAY: dict[str, str] = {
-    "subvalues": "decomposition",
-    "sites": "decomposition",
-    "components": "decomposition",
     "importance": "importance",
     "bounds": "importance",
     "search": "importance",

@@ -6,9 +6,9 @@ import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
+from tl_subvalues.decomposition.subvalues import HeadPositionSubvalues, NeuronSubvalues, WholeSubvalues, weighted_values
 from tl_subvalues.labels import parse_label
 from tl_subvalues.numerics.norms import Norm, Passage
-from tl_subvalues.subvalues import HeadPositionSubvalues, NeuronSubvalues, WholeSubvalues, weighted_values
 
 D_MODEL, HEADS, D_HEAD, SOURCES = 6, 2, 3, 4
 PASSAGES = {

@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.decomposition.sites import Parts, Run, Site, Unit
+from tl_subvalues.decomposition.subvalues import WholeSubvalues
 from tl_subvalues.labels import bias_label, labels_of, parse_label
-from tl_subvalues.sites import Parts, Run, Site, Unit
 from tl_subvalues.subkeys import Subkeys, check_sum, readers_of
-from tl_subvalues.subvalues import WholeSubvalues
 
 By = Literal["sublayer", "head", "head_position", "ffn_neuron"]
 # Which sublayers `by` takes apart; the others are scored whole.

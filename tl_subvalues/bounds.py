@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.decomposition.subvalues import Subvalues
 from tl_subvalues.numerics.softmax import Softmax
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.subvalues import Subvalues
 
 
 @dataclass(frozen=True)

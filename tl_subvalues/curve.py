@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.components import site_of, subvalues_of
+from tl_subvalues.decomposition.components import site_of, subvalues_of
+from tl_subvalues.decomposition.sites import Run
 from tl_subvalues.labels import parse_label
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.sites import Run
 
 # Subvalues held at a time: 1,280 vectors of 4,096 numbers are 20 MB.
 _BLOCK = 1280

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.activation import sources
+from tl_subvalues.decomposition.sites import Run, Unit
 from tl_subvalues.labels import parse_label
-from tl_subvalues.sites import Run, Unit
 from tl_subvalues.subkeys import check_sum, readers_of
 
 # A denominator below this share of what its terms amount to is rounding, not a number to divide by; in half precision,

@@ -12,11 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.decomposition.sites import Run
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component
 from tl_subvalues.model_view import check_expert_keys, check_ffn_keys, check_value_keys
 from tl_subvalues.numerics.norms import Norm
-from tl_subvalues.sites import Run
 
 
 @dataclass(frozen=True)

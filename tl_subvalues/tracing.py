@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.decomposition.sites import Run
 from tl_subvalues.model_view import (
     Activations,
     ModelView,
@@ -20,7 +21,6 @@ from tl_subvalues.model_view import (
 from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.sites import Run
 from tl_subvalues.trace import Trace
 
 SCALES = ("frozen", "recomputed")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from tl_subvalues.components import coefficients_of
+from tl_subvalues.decomposition.components import coefficients_of
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view import decode_text
 from tl_subvalues.trace import Trace

@@ -10,15 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.labels import Component
-from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, check_sources
-from tl_subvalues.subvalues import (
+from tl_subvalues.decomposition.subvalues import (
     HeadPositionSubvalues,
     NeuronSubvalues,
     Subvalues,
     WholeSubvalues,
     weighted_values,
 )
+from tl_subvalues.labels import Component
+from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, check_sources
 
 Unit = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
 

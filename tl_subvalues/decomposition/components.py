@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.decomposition.sites import Parts, Run, Site
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component, parse_label
 from tl_subvalues.model_view import check_value_keys
-from tl_subvalues.sites import Parts, Run, Site
 
 
 def site_of(run: Run, label: str) -> Site:
