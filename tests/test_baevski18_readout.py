@@ -13,9 +13,9 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.baevski18 import adaptive
-from tl_subvalues.bounds import SiteBounds, site_bounds
+from tl_subvalues.importance.bounds import SiteBounds, site_bounds
+from tl_subvalues.importance.search import Candidates
 from tl_subvalues.numerics import softmax
-from tl_subvalues.search import Candidates
 
 PROMPT = [2, 9, 33, 58, 12, 4]
 # A word of each band of the default shape, its first and its last where they might be mistaken for a neighbour's.

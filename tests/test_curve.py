@@ -63,7 +63,7 @@ def test_longer_than_a_block(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPat
     trace = tlsv.trace(zoo.model("llama"), tokens, 5)
     table = trace.attn_neurons(top=None)
     whole = trace.curve(table)
-    monkeypatch.setattr("tl_subvalues.curve._BLOCK", 7)
+    monkeypatch.setattr("tl_subvalues.importance.curve._BLOCK", 7)
     assert trace.curve(table)["log_prob"].to_numpy() == pytest.approx(whole["log_prob"].to_numpy(), abs=1e-5)
 
 

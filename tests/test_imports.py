@@ -36,10 +36,6 @@ ROOMS: dict[str, set[str]] = {
 GROUND = {"errors", "labels"}
 # Modules that have not moved into their room yet.
 HALLWAY: dict[str, str] = {
-    "importance": "importance",
-    "bounds": "importance",
-    "search": "importance",
-    "curve": "importance",
     "subkeys": "upstream",
     "activation": "upstream",
     "query": "upstream",

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
-from tl_subvalues.bounds import SiteBounds
+from tl_subvalues.importance.bounds import SiteBounds
 from tl_subvalues.numerics import softmax
 
 TABLES = ("heads", "head_positions", "attn_neurons", "ffn_neurons")
@@ -86,8 +86,8 @@ def test_bounds_hold_in_float64(family: str, scale: str, tokens: torch.Tensor) -
 
 def prepared(trace: tlsv.Trace, unit: str, name: str):
     """Candidates and bounds of one kind of part, as a table prepares them."""
-    from tl_subvalues.bounds import site_bounds
-    from tl_subvalues.search import Candidates
+    from tl_subvalues.importance.bounds import site_bounds
+    from tl_subvalues.importance.search import Candidates
 
     sites = [site for site in trace.run.sites if site.sublayer == name]
     residuals = torch.stack([site.residual for site in sites])

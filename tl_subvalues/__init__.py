@@ -10,7 +10,7 @@ from tl_subvalues.collect import collect
 from tl_subvalues.decomposition.subvalues import attn_subvalues, ffn_subvalues
 from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
 from tl_subvalues.evaluate import evaluate
-from tl_subvalues.importance import log_prob_increase, prob_increase
+from tl_subvalues.importance.increases import log_prob_increase, prob_increase
 from tl_subvalues.intervene import ablation_hooks
 from tl_subvalues.loading.models import load_model
 from tl_subvalues.rankings import RANKINGS

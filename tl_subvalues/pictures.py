@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from tl_subvalues import plots
-from tl_subvalues.search import require_top
+from tl_subvalues.importance.search import require_top
 
 
 class Pictures:

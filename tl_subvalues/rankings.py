@@ -21,10 +21,10 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import NeuronSubvalues
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.importance.search import Candidates, rank
 from tl_subvalues.labels import ffn_neuron_label
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.search import Candidates, rank
 from tl_subvalues.trace import Trace
 
 Scores = Callable[[Trace], Tensor]

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from tl_subvalues.activation import ActivationScores
-from tl_subvalues.curve import Curve
+from tl_subvalues.importance.curve import Curve
 from tl_subvalues.labels import labels_of, parse_label
 from tl_subvalues.query import QueryScores
 

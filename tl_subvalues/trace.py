@@ -11,11 +11,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.activation import activation_scores
-from tl_subvalues.curve import curve_of
 from tl_subvalues.decomposition.components import coefficients_of, through_head, written
 from tl_subvalues.decomposition.sites import Parts, Run, Site, Unit
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.importance import as_prob_increase
+from tl_subvalues.importance.curve import curve_of
+from tl_subvalues.importance.increases import as_prob_increase
+from tl_subvalues.importance.search import Candidates, Ranking, rank, require_top
 from tl_subvalues.intervene import ablate
 from tl_subvalues.labels import sublayer_label
 from tl_subvalues.model_view import (
@@ -26,7 +27,6 @@ from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.pictures import Pictures
 from tl_subvalues.query import query_scores
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.search import Candidates, Ranking, rank, require_top
 from tl_subvalues.tables import (
     activation_table,
     coefficients_in,

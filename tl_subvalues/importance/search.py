@@ -15,9 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_subvalues.bounds import site_bounds
 from tl_subvalues.decomposition.subvalues import Subvalues
-from tl_subvalues.importance import increases
+from tl_subvalues.importance.bounds import site_bounds
+from tl_subvalues.importance.increases import increases
 from tl_subvalues.readout.readout import Readout
 
 # Subvalues made at a time, a multiple of the readout's blocks: 1,280 vectors of 4,096 numbers are 20 MB.
