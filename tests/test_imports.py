@@ -36,9 +36,6 @@ ROOMS: dict[str, set[str]] = {
 GROUND = {"errors", "labels"}
 # Modules that have not moved into their room yet.
 HALLWAY: dict[str, str] = {
-    "subkeys": "upstream",
-    "activation": "upstream",
-    "query": "upstream",
     "reference": "ablation",
     "expert_hooks": "ablation",
     "hooks": "ablation",

@@ -6,7 +6,7 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
-from tl_subvalues import query
+from tl_subvalues.upstream import query
 
 UNITS = {"sublayer": "query_layers", "head": "query_heads", "head_position": "query_head_positions"}
 
@@ -93,9 +93,9 @@ def test_a_denominator_that_nearly_vanishes(tokens: torch.Tensor, monkeypatch: p
         scores = trace.activations(label).query("label != 'bias'")["score"].astype(float)
         ratios[label] = abs(scores.sum()) / scores.abs().sum()
     smallest = min(ratios, key=ratios.get)
-    monkeypatch.setattr("tl_subvalues.query.VANISHING", 0.999 * ratios[smallest])
+    monkeypatch.setattr("tl_subvalues.upstream.query.VANISHING", 0.999 * ratios[smallest])
     assert trace.query_layers(values).attrs["left_out"] == []
-    monkeypatch.setattr("tl_subvalues.query.VANISHING", 1.001 * ratios[smallest])
+    monkeypatch.setattr("tl_subvalues.upstream.query.VANISHING", 1.001 * ratios[smallest])
     assert trace.query_layers(values).attrs["left_out"] == [smallest]
     monkeypatch.undo()
     assert 1e-6 < query.VANISHING < 1e-4

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from tl_subvalues.activation import ActivationScores
 from tl_subvalues.importance.curve import Curve
 from tl_subvalues.labels import labels_of, parse_label
-from tl_subvalues.query import QueryScores
+from tl_subvalues.upstream.activation import ActivationScores
+from tl_subvalues.upstream.query import QueryScores
 
 COLUMNS: dict[str, list[str]] = {
     "sublayer": ["layer", "sublayer"],

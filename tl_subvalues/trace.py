@@ -10,7 +10,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.activation import activation_scores
 from tl_subvalues.decomposition.components import coefficients_of, through_head, written
 from tl_subvalues.decomposition.sites import Parts, Run, Site, Unit
 from tl_subvalues.errors import UnsupportedModelError
@@ -25,7 +24,6 @@ from tl_subvalues.model_view import (
 )
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.pictures import Pictures
-from tl_subvalues.query import query_scores
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.tables import (
     activation_table,
@@ -37,6 +35,8 @@ from tl_subvalues.tables import (
     value_neurons_in,
     vocabulary_table,
 )
+from tl_subvalues.upstream.activation import activation_scores
+from tl_subvalues.upstream.query import query_scores
 
 # Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
 _LABELS = 64

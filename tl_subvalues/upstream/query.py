@@ -15,10 +15,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.activation import sources
 from tl_subvalues.decomposition.sites import Run, Unit
 from tl_subvalues.labels import parse_label
-from tl_subvalues.subkeys import check_sum, readers_of
+from tl_subvalues.upstream.activation import sources
+from tl_subvalues.upstream.subkeys import check_sum, readers_of
 
 # A denominator below this share of what its terms amount to is rounding, not a number to divide by; in half precision,
 # below an eighth of what one addition may round away. Top value neurons of SmolLM2 had at least 0.03.

@@ -18,7 +18,7 @@ from torch import Tensor
 from tl_subvalues.decomposition.sites import Parts, Run, Site, Unit
 from tl_subvalues.decomposition.subvalues import WholeSubvalues
 from tl_subvalues.labels import bias_label, labels_of, parse_label
-from tl_subvalues.subkeys import Subkeys, check_sum, readers_of
+from tl_subvalues.upstream.subkeys import Subkeys, check_sum, readers_of
 
 By = Literal["sublayer", "head", "head_position", "ffn_neuron"]
 # Which sublayers `by` takes apart; the others are scored whole.
