@@ -36,10 +36,6 @@ ROOMS: dict[str, set[str]] = {
 GROUND = {"errors", "labels"}
 # Modules that have not moved into their room yet.
 HALLWAY: dict[str, str] = {
-    "reference": "ablation",
-    "expert_hooks": "ablation",
-    "hooks": "ablation",
-    "intervene": "ablation",
     "tables": "show",
     "plots": "show",
     "pictures": "show",

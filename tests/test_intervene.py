@@ -11,8 +11,8 @@ from brute_force import BruteForce, call
 from torch import Tensor
 
 import tl_subvalues as tlsv
-from tl_subvalues.hooks import Mode, make_hooks
-from tl_subvalues.intervene import ablation_mode, require_position
+from tl_subvalues.ablation.ablate import ablation_mode, require_position
+from tl_subvalues.ablation.hooks import Mode, make_hooks
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import view_of
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from tl_subvalues.ablation.ablate import outcomes
+from tl_subvalues.ablation.hooks import Mode
 from tl_subvalues.facts import Fact, check_facts, read_rows
-from tl_subvalues.hooks import Mode
-from tl_subvalues.intervene import outcomes
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import ModelView, view_of
 from tl_subvalues.output import require_writable_table, write_table

@@ -10,13 +10,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.ablation.ablate import ablate
 from tl_subvalues.decomposition.components import coefficients_of, through_head, written
 from tl_subvalues.decomposition.sites import Parts, Run, Site, Unit
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.increases import as_prob_increase
 from tl_subvalues.importance.search import Candidates, Ranking, rank, require_top
-from tl_subvalues.intervene import ablate
 from tl_subvalues.labels import sublayer_label
 from tl_subvalues.model_view import (
     ModelView,

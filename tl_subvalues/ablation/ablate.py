@@ -20,10 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.hooks import Hook, Mode, make_hooks, places
+from tl_subvalues.ablation.hooks import Hook, Mode, make_hooks, places
+from tl_subvalues.ablation.reference import reference_means
 from tl_subvalues.labels import Component, parse_label
 from tl_subvalues.model_view import ModelView, view_of
-from tl_subvalues.reference import reference_means
 
 
 def ablation_hooks(

@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from tl_subvalues.ablation.expert_hooks import expert_hooks
+from tl_subvalues.ablation.reference import Means, Place
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.expert_hooks import expert_hooks
 from tl_subvalues.labels import Component
 from tl_subvalues.model_view import ModelView, sum_tolerance
 from tl_subvalues.model_view.activations import resolve_index
-from tl_subvalues.reference import Means, Place
 
 HookFunction = Callable[..., Tensor | None]
 Hook = tuple[str, HookFunction]
