@@ -36,9 +36,6 @@ ROOMS: dict[str, set[str]] = {
 GROUND = {"errors", "labels"}
 # Modules that have not moved into their room yet.
 HALLWAY: dict[str, str] = {
-    "tables": "show",
-    "plots": "show",
-    "pictures": "show",
     "trace": "tracing",
     "tracing": "tracing",
     "batch": "tracing",

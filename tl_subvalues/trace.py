@@ -23,9 +23,9 @@ from tl_subvalues.model_view import (
     decode_each,
 )
 from tl_subvalues.numerics.blocks import in_full_precision
-from tl_subvalues.pictures import Pictures
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.tables import (
+from tl_subvalues.show.pictures import Pictures
+from tl_subvalues.show.tables import (
     activation_table,
     coefficients_in,
     curve_table,

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from tl_subvalues import plots
 from tl_subvalues.importance.search import require_top
+from tl_subvalues.show import plots
 
 
 class Pictures:
