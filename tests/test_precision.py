@@ -8,7 +8,7 @@ import zoo
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of
-from tl_subvalues.tracing import trace_of_run
+from tl_subvalues.tracing.prompt import trace_of_run
 
 TARGET = 9
 HALF = (torch.bfloat16, torch.float16)

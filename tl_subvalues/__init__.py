@@ -5,8 +5,6 @@ Method: Yu & Ananiadou, "Locating Factual Knowledge in Large Language Models" (a
 
 from tl_subvalues import baevski18
 from tl_subvalues.ablation.ablate import ablation_hooks
-from tl_subvalues.answer import trace_answer
-from tl_subvalues.batch import TraceBatch, trace_batch
 from tl_subvalues.collect import collect
 from tl_subvalues.decomposition.subvalues import attn_subvalues, ffn_subvalues
 from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
@@ -15,8 +13,10 @@ from tl_subvalues.importance.increases import log_prob_increase, prob_increase
 from tl_subvalues.loading.models import load_model
 from tl_subvalues.rankings import RANKINGS
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.trace import Trace
-from tl_subvalues.tracing import trace
+from tl_subvalues.tracing.answer import trace_answer
+from tl_subvalues.tracing.batch import TraceBatch, trace_batch
+from tl_subvalues.tracing.prompt import trace
+from tl_subvalues.tracing.trace import Trace
 
 __all__ = [
     "RANKINGS",

@@ -11,7 +11,7 @@ from tl_subvalues.facts import Fact, check_facts, read_rows
 from tl_subvalues.model_view import ModelView, view_of
 from tl_subvalues.output import require_writable_table, write_table
 from tl_subvalues.record import record_path, resumed, run_settings
-from tl_subvalues.tracing import require_scale, trace
+from tl_subvalues.tracing.prompt import require_scale, trace
 
 UNITS = ("ffn_neuron", "attn_neuron", "head")
 

@@ -25,7 +25,7 @@ from tl_subvalues.importance.search import Candidates, rank
 from tl_subvalues.labels import ffn_neuron_label
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.trace import Trace
+from tl_subvalues.tracing.trace import Trace
 
 Scores = Callable[[Trace], Tensor]
 

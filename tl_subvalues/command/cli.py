@@ -64,7 +64,7 @@ def trace(
     # Imported here, so that --help and a mistyped option do not wait for transformers to load.
     from tl_subvalues.command import report as reports
     from tl_subvalues.show.pictures import require_folder, save_all
-    from tl_subvalues.tracing import trace as trace_prompt
+    from tl_subvalues.tracing.prompt import trace as trace_prompt
 
     progress = sys.stderr.isatty()
     quieten(progress)

@@ -17,7 +17,7 @@ from rich.text import Text
 from tl_subvalues.decomposition.components import coefficients_of
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view import decode_text
-from tl_subvalues.trace import Trace
+from tl_subvalues.tracing.trace import Trace
 
 # Raised whenever a key is renamed, removed or changes its meaning; new keys may come without it.
 SCHEMA = "tl-subvalues/trace/1"

@@ -21,7 +21,7 @@ from tl_subvalues.model_view import (
 from tl_subvalues.model_view.activations import resolve_index
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.trace import Trace
+from tl_subvalues.tracing.trace import Trace
 
 SCALES = ("frozen", "recomputed")
 

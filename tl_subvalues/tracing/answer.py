@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 
-from tl_subvalues.batch import TraceBatch
 from tl_subvalues.model_view import answer_tokens, prompt_tokens, view_of
-from tl_subvalues.tracing import trace
+from tl_subvalues.tracing.batch import TraceBatch
+from tl_subvalues.tracing.prompt import trace
 
 
 def trace_answer(
