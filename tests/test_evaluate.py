@@ -85,7 +85,7 @@ def test_evaluate_by_hand(model: Any) -> None:
 
 def test_intervals_are_the_bootstrap_s(model: Any) -> None:
     """Of 200 facts, the interval is about ± 1.96 standard errors, and reproducible."""
-    from tl_subvalues.evaluate import summary
+    from tl_subvalues.study.evaluate import summary
 
     generator = np.random.default_rng(1)
     rows = pd.DataFrame({"ranking": "x", "k": 3, "rank_before": 1, "rank_after": generator.integers(1, 9, 200)})
@@ -235,7 +235,7 @@ def test_collect_does_not_grow_with_the_facts(model: Any, monkeypatch: pytest.Mo
             held.append(sum(one() is not None for one in items))
             yield item
 
-    monkeypatch.setattr(sys.modules["tl_subvalues.collect"], "resumed", watched)
+    monkeypatch.setattr(sys.modules["tl_subvalues.study.collect"], "resumed", watched)
     tlsv.collect(model, make_facts(12), top=4, prepend_bos=False)
     assert len(held) == 12
     assert max(held) <= 2

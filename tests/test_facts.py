@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 import zoo
 
-from tl_subvalues.facts import check_facts, read_rows
 from tl_subvalues.model_view import view_of
+from tl_subvalues.study.facts import check_facts, read_rows
 
 BAD = (
     "kind,prompt,target\n"

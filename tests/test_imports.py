@@ -34,15 +34,6 @@ ROOMS: dict[str, set[str]] = {
     "command": {"loading", "model_view", "baevski18", "decomposition", "show", "tracing", "study"},
 }
 GROUND = {"errors", "labels"}
-# Modules that have not moved into their room yet.
-HALLWAY: dict[str, str] = {
-    "facts": "study",
-    "output": "study",
-    "record": "study",
-    "rankings": "study",
-    "evaluate": "study",
-    "collect": "study",
-}
 MODEL_VIEW = ["folders", "host", "faults", "experts", "weights", "view", "activations", "completeness"]
 BAEVSKI18 = [
     "configuration",
@@ -135,8 +126,7 @@ def names_in_code(tree: ast.Module) -> set[str]:
 
 def room_of(module: str) -> str:
     """The room that a module is in; of the ground and the package's own face, its name."""
-    top, _, inner = module.removesuffix(".py").partition("/")
-    return top if inner or (ROOT / top).is_dir() else HALLWAY.get(top, top)
+    return module.removesuffix(".py").partition("/")[0]
 
 
 @pytest.mark.parametrize("name", SOURCES)

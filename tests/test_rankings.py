@@ -9,7 +9,7 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.labels import ffn_neuron_label
-from tl_subvalues.rankings import at_random, chosen_rankings
+from tl_subvalues.study.rankings import at_random, chosen_rankings
 
 TARGET = 17
 LABELS = [ffn_neuron_label(layer, neuron) for layer in range(2) for neuron in range(48)]

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tl_subvalues.record import record_path, resumed
+from tl_subvalues.study.record import record_path, resumed
 
 SETTINGS = {"what": "test", "ks": (1, 2), "seed": 0}
 COUNT = 5

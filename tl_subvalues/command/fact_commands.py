@@ -103,11 +103,11 @@ def _run(
     # Cheap checks first: loading a model takes seconds.
     if not Path(facts).is_file():
         raise ValueError(f"{facts}: there is no such file.")
-    from tl_subvalues.collect import collect
-    from tl_subvalues.evaluate import evaluate
-    from tl_subvalues.facts import read_rows
-    from tl_subvalues.output import require_writable_table
-    from tl_subvalues.rankings import chosen_rankings
+    from tl_subvalues.study.collect import collect
+    from tl_subvalues.study.evaluate import evaluate
+    from tl_subvalues.study.facts import read_rows
+    from tl_subvalues.study.output import require_writable_table
+    from tl_subvalues.study.rankings import chosen_rankings
 
     require_writable_table(out)
     read_rows(facts)
@@ -131,7 +131,7 @@ def _run(
 def _own_record(what: str, facts: str, name: str, settings: dict[str, Any]) -> Path:
     """A record in the cache folder, of its own for every command, file of facts, model and settings."""
     from tl_subvalues.loading.models import cache_folder
-    from tl_subvalues.record import digest
+    from tl_subvalues.study.record import digest
 
     folder = cache_folder() / "records"
     folder.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from tl_subvalues.ablation.ablate import outcomes
 from tl_subvalues.ablation.hooks import Mode
-from tl_subvalues.facts import Fact, check_facts, read_rows
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import ModelView, view_of
-from tl_subvalues.output import require_writable_table, write_table
-from tl_subvalues.rankings import Ranking, Scores, chosen_rankings
-from tl_subvalues.record import record_path, resumed, run_settings
+from tl_subvalues.study.facts import Fact, check_facts, read_rows
+from tl_subvalues.study.output import require_writable_table, write_table
+from tl_subvalues.study.rankings import Ranking, Scores, chosen_rankings
+from tl_subvalues.study.record import record_path, resumed, run_settings
 from tl_subvalues.tracing.prompt import require_scale, trace
 
 KS = (10, 50, 300)

@@ -7,10 +7,10 @@ from typing import Any
 import pandas as pd
 from tqdm.auto import tqdm
 
-from tl_subvalues.facts import Fact, check_facts, read_rows
 from tl_subvalues.model_view import ModelView, view_of
-from tl_subvalues.output import require_writable_table, write_table
-from tl_subvalues.record import record_path, resumed, run_settings
+from tl_subvalues.study.facts import Fact, check_facts, read_rows
+from tl_subvalues.study.output import require_writable_table, write_table
+from tl_subvalues.study.record import record_path, resumed, run_settings
 from tl_subvalues.tracing.prompt import require_scale, trace
 
 UNITS = ("ffn_neuron", "attn_neuron", "head")
