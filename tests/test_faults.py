@@ -14,7 +14,8 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
-from tl_subvalues.model_view import faults, host
+from tl_subvalues.model_view import faults
+from tl_subvalues.model_view.releases import model_name
 
 MODELS = Path(__file__).parents[1] / "docs" / "models"
 MEASURED = {
@@ -59,7 +60,7 @@ def test_what_was_measured_off_is_warned_of_and_nothing_else(family, compatibili
     said = warned(model, tokens)
     assert len(said) == ("off_hugging_face" in case)
     if said:
-        assert said[0].startswith(host.model_name(model))
+        assert said[0].startswith(model_name(model))
         assert f"{case['off_hugging_face']:g} nats apart" in said[0] or family == "gpt_oss"
 
 
@@ -104,5 +105,5 @@ def test_a_later_release_and_an_unknown_one_are_silent(tokens):
     """A fault is only claimed up to the last release that it was seen in."""
     model = zoo.bridge("cohere")
     for installed, count in (((3, 9), 1), ((4, 0), 0), ((4, 3), 0), ((9, 0), 0), (None, 0)):
-        with mock.patch.object(host, "release", return_value=installed):
+        with mock.patch.object(faults, "installed_release", return_value=installed):
             assert len(warned(model, tokens)) == count

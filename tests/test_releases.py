@@ -14,11 +14,17 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
-from tl_subvalues.model_view import host
+from tl_subvalues.model_view import releases
 
 PACKAGE = Path(tlsv.__file__).parent
 # The room for what differs between releases: classes and attributes, known faults, how release 2 loads a folder.
-ROOM = ("model_view/host.py", "model_view/faults.py", "model_view/folders.py")
+ROOM = (
+    "model_view/releases.py",
+    "model_view/loading.py",
+    "model_view/modules.py",
+    "model_view/faults.py",
+    "model_view/folders.py",
+)
 MAJOR = importlib.metadata.version("transformer_lens").split(".")[0]
 
 # name -> the releases (first number of the version) whose sources have it; all other names are in all three.
@@ -113,15 +119,15 @@ def test_no_other_module_uses_such_a_name(source: str) -> None:
 
 def test_which_class_a_release_has() -> None:
     """Release 2 has HookedTransformer alone, 3 both, 4 TransformerBridge alone."""
-    assert (host.bridge_class() is not None) == (MAJOR in "34")
-    assert (host.hooked_class() is not None) == (MAJOR in "23") == zoo.has_hooked_transformer()
+    assert (releases.bridge_class() is not None) == (MAJOR in "34")
+    assert (releases.hooked_class() is not None) == (MAJOR in "23") == zoo.has_hooked_transformer()
 
 
 def test_the_stated_range_holds_what_was_tested() -> None:
     """pyproject states a range, from the oldest tested release to the next major number."""
     pyproject = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
     (stated,) = re.findall(r'"(transformer_lens>=[^"]*)"', pyproject)
-    (oldest, newest) = host.TESTED
+    (oldest, newest) = releases.TESTED
     assert stated == f"transformer_lens>={oldest[0]}.{oldest[1]},<{newest[0] + 1}"
     installed = importlib.metadata.version("transformer_lens").split(".")
     assert oldest <= (int(installed[0]), int(installed[1])) <= newest
@@ -134,9 +140,9 @@ def small_model() -> object:
 @pytest.fixture
 def asked_anew() -> Iterator[None]:
     """The warning comes once a process: forget that it came, before and after."""
-    host.warn_of_unknown_release.cache_clear()
+    releases.warn_of_unknown_release.cache_clear()
     yield
-    host.warn_of_unknown_release.cache_clear()
+    releases.warn_of_unknown_release.cache_clear()
 
 
 @pytest.mark.parametrize("version", ["2.17.0", "4.4.0", "5.0.0rc1", "31.7"])
@@ -145,7 +151,7 @@ def test_an_unknown_release_is_met_with_one_warning(
 ) -> None:
     """One sentence, once, and the trace goes on."""
     model = small_model()
-    monkeypatch.setattr(host.importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(releases.importlib.metadata, "version", lambda name: version)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for _ in range(2):
@@ -166,10 +172,10 @@ def test_a_tested_release_is_met_in_silence(
             raise importlib.metadata.PackageNotFoundError(name)
         return version
 
-    monkeypatch.setattr(host.importlib.metadata, "version", told)
+    monkeypatch.setattr(releases.importlib.metadata, "version", told)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        host.warn_of_unknown_release()
+        releases.warn_of_unknown_release()
 
 
 @pytest.mark.skipif(zoo.has_bridge(), reason="this TransformerLens takes architectures from outside")

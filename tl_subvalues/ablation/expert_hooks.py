@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component
 from tl_subvalues.model_view import MixtureOfExperts, ModelView
-from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.model_view.indexing import resolve_index
 
 
 def expert_hooks(

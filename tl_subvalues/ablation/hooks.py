@@ -16,7 +16,7 @@ from tl_subvalues.ablation.reference import Means, Place
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component
 from tl_subvalues.model_view import ModelView, sum_tolerance
-from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.model_view.indexing import resolve_index
 
 HookFunction = Callable[..., Tensor | None]
 Hook = tuple[str, HookFunction]

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from tl_subvalues.labels import attn_neuron_label, bias_label, ffn_neuron_label, head_label, head_position_label
 from tl_subvalues.model_view import Activations, check_experts, check_sources, view_of
-from tl_subvalues.model_view.activations import index_of
+from tl_subvalues.model_view.indexing import index_of
 from tl_subvalues.numerics.blocks import in_full_precision, length_of_all, padded
 from tl_subvalues.numerics.norms import Passage
 

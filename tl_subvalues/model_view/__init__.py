@@ -18,7 +18,7 @@ from tl_subvalues.model_view.completeness import (
     sum_tolerance,
 )
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
-from tl_subvalues.model_view.host import load_named
+from tl_subvalues.model_view.loading import load_named
 from tl_subvalues.model_view.tokens import answer_tokens, decode_each, decode_text, prompt_tokens, resolve_target
 from tl_subvalues.model_view.view import ModelView, view_of
 from tl_subvalues.model_view.weights import FFN, Attention, Layer, ReadoutPieces

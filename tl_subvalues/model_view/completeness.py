@@ -13,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view.activations import Activations, Positions
+from tl_subvalues.model_view.activations import Activations
 from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.faults import warn_of_faults
+from tl_subvalues.model_view.indexing import Positions
 from tl_subvalues.model_view.view import ModelView
 from tl_subvalues.model_view.weights import Layer
 from tl_subvalues.numerics.blocks import length_of_all, weighted_sum

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.model_view.host import unwrapped
+from tl_subvalues.model_view.modules import unwrapped
 from tl_subvalues.numerics.norms import Norm, Passage
 
 # Numbers of a weight that are converted at a time: 16 million are 64 MB in float32.

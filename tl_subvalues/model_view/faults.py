@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from tl_subvalues.model_view import host
+from tl_subvalues.model_view.releases import TESTED, installed_release, is_bridge, model_name
 
 
 @dataclass(frozen=True)
@@ -29,8 +29,8 @@ class Fault:
         if self.processed:
             unfolded = ", or call enable_compatibility_mode(fold_ln=False)" if self.folded else ""
             return f"boot it anew and use it raw{unfolded}"
-        if self.seen[-1] < host.TESTED[1]:
-            return f"use TransformerLens {_dotted(host.TESTED[1])}, where they agree"
+        if self.seen[-1] < TESTED[1]:
+            return f"use TransformerLens {_dotted(TESTED[1])}, where they agree"
         return "compare its log-probabilities with Hugging Face's before you rely on it"
 
 
@@ -48,12 +48,12 @@ FAULTS = (
 
 def warn_of_faults(model: Any) -> None:
     """Warn where TransformerLens, this release or a later one, was seen to compute another model than Hugging Face."""
-    if not host.is_bridge(model):
+    if not is_bridge(model):
         return
     processed = bool(getattr(model, "_weights_processed", False))
     if processed:
         _warn_of_folded_sinks(model)
-    installed = host.release()
+    installed = installed_release()
     config = getattr(getattr(model, "original_model", None), "config", None)
     for fault in FAULTS:
         applies = (
@@ -68,7 +68,7 @@ def warn_of_faults(model: Any) -> None:
             where = " in compatibility mode" if fault.processed else ""
             releases = " and ".join(_dotted(release) for release in fault.seen)
             warnings.warn(
-                f"{host.model_name(model)}: TransformerLens computes another model here than Hugging Face does{where}: "
+                f"{model_name(model)}: TransformerLens computes another model here than Hugging Face does{where}: "
                 f"log-probabilities of a small random one were {fault.nats:g} nats apart (measured on {releases}). "
                 f"Decomposed is what it computes; {fault.way_out}.",
                 stacklevel=2,
@@ -92,7 +92,7 @@ def _warn_of_folded_sinks(model: Any) -> None:
     biases = [getattr(getattr(attn, "v_proj", None), "bias", None) for attn in with_sinks]
     if any(isinstance(bias, Tensor) and not bias.any() for bias in biases):
         warnings.warn(
-            f"{host.model_name(model)} has attention sinks, with which TransformerLens's compatibility mode computes "
+            f"{model_name(model)} has attention sinks, with which TransformerLens's compatibility mode computes "
             "another model: it folds value biases as if the rows of the pattern summed to one. Boot it anew and use it "
             "raw, or call enable_compatibility_mode(fold_value_biases=False).",
             stacklevel=3,

@@ -9,7 +9,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view import host
+from tl_subvalues.model_view.modules import (
+    embedding_hooks,
+    has_own_softmaxes,
+    logit_transform,
+    norm_of,
+    require_direct_readout,
+    softmaxes_of,
+)
+from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable
 from tl_subvalues.model_view.weights import Layer, ReadoutPieces
 
 # Integers of as many bytes, to read a weight's bits as a number.
@@ -28,9 +36,9 @@ class ModelView:
     """One TransformerLens model, whatever its class and release. Made by `view_of`; holds no copy of the weights."""
 
     def __init__(self, model: Any) -> None:
-        host.require_traceable(model)
+        require_traceable(model)
         self.model = model
-        self.name = host.model_name(model)
+        self.name = model_name(model)
         self.n_layers = len(model.blocks)
 
     def layer(self, layer: int) -> Layer:
@@ -56,14 +64,14 @@ class ModelView:
         Raises:
             UnsupportedModelError: if something else stands between the final norm and the unembedding.
         """
-        host.require_direct_readout(self.model)
-        factor, soft_cap = host.logit_transform(self.model)
-        softmaxes = host.softmaxes(self.model)
+        require_direct_readout(self.model)
+        factor, soft_cap = logit_transform(self.model)
+        softmaxes = softmaxes_of(self.model)
         bands = max(0, len(softmaxes) - 1)  # each is a class of the head, and no word
         return ReadoutPieces(
-            norm=host.norm_of(self.model._modules.get("ln_final"), self.model.cfg),
+            norm=norm_of(self.model._modules.get("ln_final"), self.model.cfg),
             softmaxes=softmaxes,
-            normalised=host.has_own_softmaxes(self.model),
+            normalised=has_own_softmaxes(self.model),
             unembed=self._unembed,
             factor=factor,
             soft_cap=soft_cap,
@@ -140,7 +148,7 @@ class ModelView:
     @cached_property
     def embedding_hooks(self) -> list[str]:
         """Names of what enters the residual stream before layer 0; only activation scores need it."""
-        return host.embedding_hooks(self.model)
+        return embedding_hooks(self.model)
 
     def run(self, tokens: Int[Tensor, " pos"]) -> tuple[Float[Tensor, "pos vocab"], Any]:
         """One forward pass over one prompt: its logits, and an ActivationCache of `hooks()` and nothing else.
@@ -200,7 +208,7 @@ class ModelView:
         logits, cache = self._run_with_cache(tokens, wanted, **padding)
         cached = {name: tensor for name, tensor in cache.items() if name in wanted}
         results = [
-            (logits[row, start:], host.activation_cache(_cut(cached, row, start, self._head_first), self.model))
+            (logits[row, start:], activation_cache(_cut(cached, row, start, self._head_first), self.model))
             for row, start in enumerate(starts)
         ]
         if any(starts):

@@ -9,9 +9,17 @@ from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import MIXERS
-from tl_subvalues.model_view import host
 from tl_subvalues.model_view.experts import MixtureOfExperts
-from tl_subvalues.model_view.host import unwrapped
+from tl_subvalues.model_view.modules import (
+    activation_of,
+    is_latent_attention,
+    is_parallel_block,
+    norm_of,
+    post_norm_name,
+    residual_multiplier,
+    unwrapped,
+)
+from tl_subvalues.model_view.releases import is_hooked, model_name
 from tl_subvalues.numerics.norms import Norm, Passage
 from tl_subvalues.numerics.softmax import Columns
 
@@ -110,12 +118,12 @@ class Layer:
     def parallel(self) -> bool:
         """Whether attention and FFN read the same input: such a block has no residual stream between them."""
         between = f"blocks.{self.layer}.hook_resid_mid" in self._hook_names
-        return not between and host.is_parallel_block(self._model, self._block)
+        return not between and is_parallel_block(self._model, self._block)
 
     @property
     def latent(self) -> bool:
         """Whether attention is latent (DeepSeek): values cached head first, and no W_V, for a norm is on their way."""
-        return self.has_attn and host.is_latent_attention(self._block.attn)
+        return self.has_attn and is_latent_attention(self._block.attn)
 
     def attention(self) -> Attention:
         """The attention sublayer.
@@ -155,7 +163,7 @@ class Layer:
         if not _is_matrix(W_out):
             raise self._refusal("has a mixture of experts for a feed-forward sublayer, with no one W_out")
         W_gate, b_in = _read(mlp, "W_gate"), _read(mlp, "b_in")
-        adds_after_product = W_gate is not None and host.is_hooked(self._model)
+        adds_after_product = W_gate is not None and is_hooked(self._model)
         return FFN(
             W_in=_detach(_read(mlp, "W_in")),
             b_in=None if adds_after_product else _detach(b_in),
@@ -166,7 +174,7 @@ class Layer:
             b_out=_detach(_read(mlp, "b_out")),
             norm=self._pre_norm("mlp"),
             passage=self.passage("mlp"),
-            activation=host.activation_of(mlp),
+            activation=activation_of(mlp),
         )
 
     def mixture(self) -> MixtureOfExperts | None:
@@ -207,12 +215,12 @@ class Layer:
     def passage(self, sublayer: str) -> Passage:
         """What stands between a sublayer's sum and the residual stream."""
         name = self.post_norm_name(sublayer)
-        norm = host.norm_of(self._modules[name], self._model.cfg) if name else None
-        return Passage(norm, host.residual_multiplier(self._block))
+        norm = norm_of(self._modules[name], self._model.cfg) if name else None
+        return Passage(norm, residual_multiplier(self._block))
 
     def post_norm_name(self, sublayer: str) -> str | None:
         """Name of the sublayer's post-norm in the block (its `hook_scale` is in the cache), or None."""
-        return host.post_norm_name(self._model, self._block, sublayer)
+        return post_norm_name(self._model, self._block, sublayer)
 
     def post_scale_hook(self, sublayer: str) -> str | None:
         """Full name of the hook that holds the post-norm's scale, or None."""
@@ -225,7 +233,7 @@ class Layer:
         names = ["ln1"] if sublayer == "attn" else ["ln2", "ln1"] if self.parallel else ["ln2"]
         for name in names:
             if name in self._modules and name not in post_norms:
-                return host.norm_of(self._modules[name], self._model.cfg)
+                return norm_of(self._modules[name], self._model.cfg)
         return None
 
     def _require_numbers(self, sublayer: str, module: Any) -> None:
@@ -244,7 +252,7 @@ class Layer:
 
     def _refusal(self, reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(
-            f"{host.model_name(self._model)}: layer {self.layer} {reason}; the layers that have what you ask for can "
+            f"{model_name(self._model)}: layer {self.layer} {reason}; the layers that have what you ask for can "
             "still be decomposed one by one, and whole sublayers by trace.layers()."
         )
 

@@ -18,7 +18,7 @@ from tl_subvalues.decomposition.sites import Unit
 from tl_subvalues.decomposition.subvalues import NeuronSubvalues
 from tl_subvalues.importance.search import BLOCK, Candidates, rank, ranking_of
 from tl_subvalues.model_view import prompt_tokens, resolve_target, view_of
-from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.model_view.indexing import resolve_index
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.tracing.prompt import require_scale, trace_of_run
 from tl_subvalues.tracing.trace import Trace

@@ -18,7 +18,7 @@ from tl_subvalues.model_view import (
     resolve_target,
     view_of,
 )
-from tl_subvalues.model_view.activations import resolve_index
+from tl_subvalues.model_view.indexing import resolve_index
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.tracing.trace import Trace

@@ -1,28 +1,19 @@
-"""TransformerLens's classes, releases and attribute names, each behind a function named after what it tells.
+"""What the modules of a TransformerLens model tell: norms, activation functions, what stands before the logits.
 
-Releases differ in what they export: 2.x has no TransformerBridge, 4.x no HookedTransformer (and raises on the
-attribute), 3.x has both, and some families changed the name of a norm between 3.9 and 4.3. Whatever depends on that
-is here, but for how 2.x loads a folder (`folders`).
+Each attribute that depends on a class or a release is read here, behind a function named after what it tells; some
+families changed the name of a norm between 3.9 and 4.3.
 """
 
-import contextlib
-import functools
-import importlib.metadata
-import sys
-import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view.releases import is_bridge, is_hooked, model_name
 from tl_subvalues.numerics.norms import Norm
 from tl_subvalues.numerics.softmax import Columns
-
-# The oldest and the newest release that the tests ran with.
-TESTED = ((2, 18), (4, 3))
 
 # What Hugging Face's feed-forward modules, and HookedTransformer's, call their activation function.
 _ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl", "activation")
@@ -30,134 +21,6 @@ _ACTIVATIONS = ("act_fn", "act", "activation_fn", "gelu_impl", "activation")
 # Modules that a bridge mounts between the final norm and the unembedding; with one of them the logits are not
 # unembed(ln_final(x)), and nothing here decomposes them (ModernBERT's prediction head, OPT-350m's projection).
 _READOUT_DETOURS = ("prediction_head", "project_out", "mlm_head", "classifier_ln", "hc_head", "sigma_map")
-
-
-def release() -> tuple[int, ...] | None:
-    """The installed TransformerLens, as (major, minor); None for a checkout, or a version of its own making."""
-    try:
-        version = importlib.metadata.version("transformer_lens")
-        return tuple(int(part) for part in version.split(".")[:2])
-    except (importlib.metadata.PackageNotFoundError, ValueError):
-        return None
-
-
-@functools.cache
-def warn_of_unknown_release() -> None:
-    """Warn, once a process, where the installed TransformerLens is none that the tests ran with."""
-    installed = release()
-    if installed is not None and not TESTED[0] <= installed <= TESTED[1]:
-        version = importlib.metadata.version("transformer_lens")
-        oldest, newest = (".".join(map(str, bound)) for bound in TESTED)
-        warnings.warn(
-            f"TransformerLens {version} is outside the range that tl-subvalues was tested with ({oldest} to {newest}). "
-            "Every trace still checks its sums and its readout, and refuses a model that does not add up.",
-            stacklevel=2,
-        )
-
-
-def bridge_class() -> type | None:
-    """TransformerBridge, or None on a release without it."""
-    try:
-        from transformer_lens.model_bridge import TransformerBridge
-    except ImportError:
-        return None
-    return TransformerBridge
-
-
-def hooked_class() -> type | None:
-    """HookedTransformer, or None on a release without it (4.x raises ImportError on the very attribute)."""
-    try:
-        from transformer_lens import HookedTransformer
-    except ImportError:
-        return None
-    return HookedTransformer
-
-
-def is_bridge(model: Any) -> bool:
-    """Whether the model is a TransformerBridge."""
-    cls = bridge_class()
-    return cls is not None and isinstance(model, cls)
-
-
-def is_hooked(model: Any) -> bool:
-    """Whether the model is a HookedTransformer."""
-    cls = hooked_class()
-    return cls is not None and isinstance(model, cls)
-
-
-def boot_bridge(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32, device_map: Any = None) -> Any:
-    """A TransformerBridge of a model on the Hugging Face hub or in a local folder, in evaluation mode."""
-    from transformer_lens.model_bridge import TransformerBridge
-
-    placed = {"device": device} if device_map is None else {"device_map": device_map}
-    return TransformerBridge.boot_transformers(name, dtype=dtype, **placed)
-
-
-def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32, device_map: Any = None) -> Any:
-    """A model on the Hugging Face hub or in a local folder: a TransformerBridge; HookedTransformer on release 2.
-
-    Raises:
-        UnsupportedModelError: if release 2 does not know the name, or cannot convert a folder's model.
-    """
-    hooked = hooked_class()
-    if bridge_class() is not None or hooked is None:
-        return boot_bridge(name, device=device, dtype=dtype, device_map=device_map)
-    if device_map is not None:
-        raise ValueError("device_map needs TransformerLens 3 or newer; on TransformerLens 2 pass device.")
-    with contextlib.redirect_stdout(sys.stderr):  # where it prints what it loaded
-        if Path(name).is_dir():
-            from tl_subvalues.model_view.folders import hooked_from_folder
-
-            return hooked_from_folder(hooked, Path(name), device=device, dtype=dtype)
-        try:
-            return hooked.from_pretrained_no_processing(name, device=device, dtype=dtype)  # type: ignore[attr-defined]
-        except ValueError as error:
-            if "Valid official model names" not in str(error):
-                raise
-            raise UnsupportedModelError(
-                f"TransformerLens 2 has a list of the models that it loads, and {name!r} is not on it; pass a local "
-                "folder with a model of a layout that it knows, or use TransformerLens 3 or newer."
-            ) from error
-
-
-def activation_cache(tensors: dict[str, Tensor], model: Any) -> Any:
-    """An ActivationCache of these activations, batch dimension included."""
-    from transformer_lens import ActivationCache
-
-    return ActivationCache(tensors, model)
-
-
-def model_name(model: Any) -> str:
-    """What to call the model in a message: its name, and its architecture where the configuration has one."""
-    name = str(getattr(model.cfg, "model_name", None) or type(model).__name__)
-    architecture = getattr(model.cfg, "architecture", None) or getattr(model.cfg, "original_architecture", None)
-    return f"{name} ({architecture})" if architecture and architecture != name else name
-
-
-def require_traceable(model: Any) -> None:
-    """Refuse what is no TransformerLens decoder, and a model in training mode.
-
-    Raises:
-        UnsupportedModelError: neither TransformerBridge nor HookedTransformer, or no single list of blocks
-            (encoder-decoder, encoder with a task head, …).
-        ValueError: a bridge in training mode. (A HookedTransformer has no dropout and starts in training mode.)
-    """
-    warn_of_unknown_release()
-    if not is_bridge(model) and not is_hooked(model):
-        raise UnsupportedModelError(
-            f"expected a TransformerLens model (TransformerBridge or HookedTransformer), got {type(model).__name__}; "
-            "boot a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
-        )
-    blocks = model._modules.get("blocks")
-    if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) == 0:
-        raise UnsupportedModelError(
-            f"{model_name(model)} has no list of blocks (`model.blocks`); only decoder-only models with one residual "
-            "stream can be decomposed, not encoder-decoders: use a decoder-only model."
-        )
-    if is_bridge(model) and (model.training or getattr(model.original_model, "training", False)):
-        raise ValueError(
-            f"{model_name(model)} is in training mode, where dropout changes every run; call model.eval() first."
-        )
 
 
 def require_direct_readout(model: Any) -> None:
@@ -252,8 +115,8 @@ def activation_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
         function = getattr(owner, name, None)
         if callable(function):
             if wrapped is None and getattr(mlp.cfg, "act_fn", "").endswith("_ln"):  # solu_ln: a norm over the neurons
-                return _where_it_is(mlp, function, mlp.ln)
-            return _where_it_is(mlp, function)
+                return _on_module_device(mlp, function, mlp.ln)
+            return _on_module_device(mlp, function)
     # Written out in the module's forward (LFM 2): by the configuration's name, SiLU without one; checked before use.
     name = getattr(getattr(owner, "config", None), "hidden_act", None) or "silu"
     return _named_activation(name) if wrapped is not None else None
@@ -265,8 +128,8 @@ def _named_activation(name: str) -> Callable[[Tensor], Tensor] | None:
     return ACT2FN[name] if name in ACT2FN else None  # noqa: SIM401 (its get() gives the class)
 
 
-def _where_it_is(mlp: Any, *functions: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Functions, one after another, that may have parameters of their own (Apertus's has): on their module's device."""
+def _on_module_device(mlp: Any, *functions: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Functions one after another, called on the device of their module: Apertus's has parameters of its own."""
     parameter = next(mlp.parameters(), None)
 
     def activation(pre: Tensor) -> Tensor:
@@ -313,7 +176,7 @@ def has_own_softmaxes(model: Any) -> bool:
     return hasattr(getattr(unembed, "original_component", None) or unembed, "softmaxes")
 
 
-def softmaxes(model: Any) -> tuple[Columns, ...]:
+def softmaxes_of(model: Any) -> tuple[Columns, ...]:
     """The weights of the softmaxes that words' log-probabilities are made of, as `ReadoutPieces` holds them.
 
     One where unembed(y) is y @ W_U + b_U with weights that can be read; several where the unembedding says so itself,
