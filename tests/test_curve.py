@@ -72,7 +72,7 @@ def test_longer_than_a_block(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPat
     [
         ([], "no rows"),
         (["L1N5", "L1N5"], "more than once"),
-        ("L1N5", "a table with a column 'label'"),
+        (5, "a table with a column 'label'"),
         (["L9N5"], "not in"),
         (["x"], "is not a label"),
     ],

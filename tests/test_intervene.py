@@ -141,9 +141,9 @@ class ByHand:
 
     def ablate(self, label: str) -> None:
         one = parse_label(label)
-        if one.kind == "sublayer":
+        if one.unit == "sublayer":
             self.scale_output(one.layer, self.names.whole[one.sublayer])
-        elif one.kind == "ffn_neuron":
+        elif one.unit == "ffn_neuron":
             self.scale_input(one.layer, self.names.mlp_out, [one.neuron])
         else:
             dims = list(range(8)) if one.dim is None else [one.dim]

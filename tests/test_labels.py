@@ -141,6 +141,6 @@ def test_whatever_is_taken_for_a_label_is_one(text):
         "head_position": lambda c: head_position_label(c.layer, c.head, c.position),
         "attn_neuron": lambda c: attn_neuron_label(c.layer, c.head, c.dim, c.position),
         "ffn_neuron": lambda c: ffn_neuron_label(c.layer, c.neuron, c.expert),
-    }[found.kind]
+    }[found.unit]
     assert parse_label(make(found)) == found
     assert make(found).replace("0", "") == text.replace("0", "")

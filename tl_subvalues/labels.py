@@ -7,16 +7,25 @@ A layer's shared expert is counted after its routed ones: `L3E8N10` where there 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-Kind = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
+Unit = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
 Sublayer = Literal["attn", "mlp", "conv", "linear_attn", "mamba", "mixer", "ssm"]
 # What stands in attention's place in a hybrid model, by the names that TransformerLens gives it.
 MIXERS: tuple[Sublayer, ...] = ("conv", "linear_attn", "mamba", "mixer", "ssm")
+# The sublayer that each unit is a part of; a whole sublayer is a part of none.
+PART_OF: Mapping[Unit, Sublayer | None] = {
+    "sublayer": None,
+    "head": "attn",
+    "head_position": "attn",
+    "attn_neuron": "attn",
+    "ffn_neuron": "mlp",
+}
 
-_PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
+_PATTERNS: tuple[tuple[Unit, re.Pattern[str]], ...] = (
     ("sublayer", re.compile(rf"(?P<layer>\d+)_(?P<sublayer>attn|mlp|{'|'.join(MIXERS)})_out", re.ASCII)),
     ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)", re.ASCII)),
     ("head_position", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)@(?P<position>\d+)", re.ASCII)),
@@ -28,9 +37,9 @@ _PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = (
 
 @dataclass(frozen=True)
 class Component:
-    """One named part of a model's residual stream; the fields that its kind does not have are None."""
+    """One named part of a model's residual stream; the fields that its unit does not have are None."""
 
-    kind: Kind
+    unit: Unit
     layer: int
     sublayer: Sublayer
     head: int | None = None
@@ -70,7 +79,7 @@ def ffn_neuron_label(layer: int, neuron: int, expert: int | None = None) -> str:
     return f"L{layer}N{neuron}" if expert is None else f"L{layer}E{expert}N{neuron}"
 
 
-_MAKERS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
+_MAKERS: dict[Unit, tuple[Callable[..., str], tuple[str, ...]]] = {
     "sublayer": (sublayer_label, ("layer", "sublayer")),
     "head": (head_label, ("layer", "head")),
     "head_position": (head_position_label, ("layer", "head", "position")),
@@ -79,12 +88,12 @@ _MAKERS: dict[str, tuple[Callable[..., str], tuple[str, ...]]] = {
 }
 
 
-def labels_of(kind: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Labels of many components of one kind, given by their layers, heads and so on, column by column.
+def labels_of(unit: Unit, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Labels of many components of one unit, given by their layers, heads and so on, column by column.
 
     FFN neurons may come without a column `expert`, or with None in it.
     """
-    make, names = _MAKERS[kind]
+    make, names = _MAKERS[unit]
     return [make(*row) for row in zip(*(columns[name] for name in names if name in columns), strict=True)]
 
 
@@ -94,15 +103,46 @@ def parse_label(label: str) -> Component:
     Raises:
         ValueError: if the text is no label, with the forms that there are.
     """
-    for kind, pattern in _PATTERNS:
+    for unit, pattern in _PATTERNS:
         match = pattern.fullmatch(label) if isinstance(label, str) else None
         if match:
             fields = match.groupdict()
-            sublayer = fields.pop("sublayer", "mlp" if kind == "ffn_neuron" else "attn")
+            sublayer = fields.pop("sublayer", PART_OF[unit] or "attn")
             numbers = {name: int(value) for name, value in fields.items() if value is not None}
-            return Component(kind, sublayer=cast(Sublayer, sublayer), **numbers)
+            return Component(unit, sublayer=cast(Sublayer, sublayer), **numbers)
     raise ValueError(
         f"{label!r} is not a label; labels look like '24_attn_out' or '24_mlp_out' (sublayer), 'L23H4' (head), "
         "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron; 'L23H4D38' at all source positions), "
         "'L24N1005' (FFN neuron), 'L3E5N10' (FFN neuron of an expert)."
     )
+
+
+def labels_in(given: Any) -> list[str]:
+    """The labels of a table (its column `label`) or of a list, in order; a label by itself is a list of one.
+
+    Raises:
+        ValueError: for a table without labels, for no labels at all, and for what is neither table nor list.
+    """
+    if isinstance(given, str):
+        return [given]
+    if hasattr(given, "columns"):
+        if "label" not in given.columns:
+            raise ValueError(f"the table has no column 'label', only {', '.join(map(repr, given.columns))}.")
+        given = given["label"]
+    if not isinstance(given, Iterable):
+        raise ValueError(f"a table with a column 'label' or a list of labels is needed, got {type(given).__name__}.")
+    labels = list(given)
+    if not labels:
+        raise ValueError("no labels: a table with no rows, or an empty list; name a component, such as 'L24N1005'.")
+    return labels
+
+
+def require_different(labels: Sequence[str]) -> None:
+    """Raise if a label is there twice, where each component counts once.
+
+    Raises:
+        ValueError: naming it.
+    """
+    twice = next((label for label, times in Counter(labels).items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(f"the table holds {twice!r} more than once.")

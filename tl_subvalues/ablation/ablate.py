@@ -22,7 +22,7 @@ from torch import Tensor
 
 from tl_subvalues.ablation.hooks import Hook, Mode, make_hooks, places
 from tl_subvalues.ablation.reference import reference_means
-from tl_subvalues.labels import Component, parse_label
+from tl_subvalues.labels import Component, labels_in, parse_label
 from tl_subvalues.model_view import ModelView, view_of
 
 
@@ -71,30 +71,24 @@ def components(view: ModelView, labels: Any) -> list[Component]:
         ValueError: for no labels, or one that is not in the model.
         UnsupportedModelError: if its sublayer has no such parts.
     """
-    if hasattr(labels, "columns"):
-        if "label" not in labels.columns:
-            raise ValueError("the table has no column `label`; pass one of a trace's tables, or a list of labels.")
-        labels = labels["label"]
-    names = [labels] if isinstance(labels, str) else list(labels)
-    if not names:
-        raise ValueError("no labels: name a component, such as 'L24N1005', or a list of them.")
-    found = [parse_label(str(name)) for name in names]
+    names = labels_in(labels)
+    found = [parse_label(name) for name in names]
     sizes: dict[tuple[int, str, int | None], dict[str, int]] = {}
     for name, component in zip(names, found, strict=True):
-        key = component.layer, component.kind, component.expert
+        key = component.layer, component.unit, component.expert
         if key not in sizes:
             sizes[key] = _sizes(view, component)
         for axis, size in sizes[key].items():
             value = getattr(component, axis)
             if value is not None and not value < size:
-                raise ValueError(f"{str(name)!r} is not in {view.name}: {axis} {value} is not below {size}.")
+                raise ValueError(f"{name!r} is not in {view.name}: {axis} {value} is not below {size}.")
     return found
 
 
 def _sizes(view: ModelView, component: Component) -> dict[str, int]:
     """How many heads, indices or neurons the layer of a component has."""
     layer = view.layer(component.layer)
-    if component.kind == "ffn_neuron" and (mixture := layer.mixture()) is not None:
+    if component.unit == "ffn_neuron" and (mixture := layer.mixture()) is not None:
         if component.expert is None:
             raise ValueError(
                 f"{view.name}: layer {component.layer} has a mixture of experts, whose neurons are called as L3E5N10."
@@ -102,13 +96,13 @@ def _sizes(view: ModelView, component: Component) -> dict[str, int]:
         if not component.expert < len(mixture):
             raise ValueError(f"{view.name}: there is no expert {component.expert}, only {len(mixture)} of them.")
         return {"neuron": len(mixture.expert(component.expert).W_out)}
-    if component.kind == "ffn_neuron":
+    if component.unit == "ffn_neuron":
         if component.expert is not None:
             raise ValueError(
                 f"{view.name}: layer {component.layer} has a dense FFN, whose neurons are called as L24N1005."
             )
         return {"neuron": layer.ffn().W_out.shape[0]}
-    if component.kind != "sublayer":
+    if component.unit != "sublayer":
         n_heads, d_head, _ = layer.attention().W_O.shape
         return {"head": n_heads, "dim": d_head}
     if component.sublayer not in layer.sublayers:

@@ -38,9 +38,9 @@ class Mode:
 
 def places(component: Component) -> list[Place]:
     """Where a component's value is seen: (layer, what, source position)."""
-    if component.kind == "sublayer":
+    if component.unit == "sublayer":
         return [(component.layer, component.sublayer, None)]
-    if component.kind == "ffn_neuron":
+    if component.unit == "ffn_neuron":
         return [(component.layer, "post" if component.expert is None else "expert", None)]
     return [(component.layer, "z", component.position)]
 

@@ -46,7 +46,7 @@ def written(run: Run, label: str) -> Float[Tensor, " d_model"]:
         ValueError: if there is no such component.
     """
     component = parse_label(label)
-    parts = run.parts(site_of(run, label), component.kind)
+    parts = run.parts(site_of(run, label), component.unit)
     try:
         return parts.written(component, run.view.device)
     except UnsupportedModelError:
@@ -116,9 +116,9 @@ def _gathered(run: Run, labels: Sequence[str]) -> Iterator[tuple[Parts, Int[Tens
     groups: dict[tuple[int, str, str], list[int]] = defaultdict(list)
     components = [parse_label(label) for label in labels]
     for number, component in enumerate(components):
-        groups[component.layer, component.sublayer, component.kind].append(number)
+        groups[component.layer, component.sublayer, component.unit].append(number)
     for numbers in groups.values():
-        parts = run.parts(site_of(run, labels[numbers[0]]), components[numbers[0]].kind)
+        parts = run.parts(site_of(run, labels[numbers[0]]), components[numbers[0]].unit)
         yield parts, torch.tensor([_index(parts, components[n], labels[n]) for n in numbers]), numbers
 
 

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,10 +16,8 @@ from tl_subvalues.decomposition.subvalues import (
     WholeSubvalues,
     weighted_values,
 )
-from tl_subvalues.labels import Component
+from tl_subvalues.labels import Component, Unit
 from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, check_sources
-
-Unit = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron"]
 
 
 @dataclass(frozen=True)
@@ -109,7 +106,7 @@ class Parts:
         Raises:
             ValueError: if it is none of the parts.
         """
-        if component.kind == "attn_neuron" and component.position is None:  # the same row at every source position
+        if component.unit == "attn_neuron" and component.position is None:  # the same row at every source position
             component = replace(component, position=0)
         index = self.index(component)
         if isinstance(self.subvalues, NeuronSubvalues):

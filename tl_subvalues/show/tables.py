@@ -7,11 +7,11 @@ import numpy as np
 import pandas as pd
 
 from tl_subvalues.importance.curve import Curve
-from tl_subvalues.labels import labels_of, parse_label
+from tl_subvalues.labels import Unit, labels_in, labels_of, parse_label, require_different
 from tl_subvalues.upstream.activation import ActivationScores
 from tl_subvalues.upstream.query import QueryScores
 
-COLUMNS: dict[str, list[str]] = {
+COLUMNS: dict[Unit, list[str]] = {
     "sublayer": ["layer", "sublayer"],
     "head": ["layer", "head"],
     "head_position": ["layer", "head", "position", "token"],
@@ -28,7 +28,7 @@ _DTYPES: dict[str, Any] = {
 
 
 def ranked_table(
-    unit: str,
+    unit: Unit,
     sites: Sequence[tuple[int, str]],
     fields: Sequence[Callable[[Any], Mapping[str, Any]]],
     group: np.ndarray,
@@ -101,7 +101,7 @@ def activation_table(label: str, by: str, scores: ActivationScores) -> pd.DataFr
     return table
 
 
-def query_table(unit: str, scores: QueryScores, top: int | None, tokens: Sequence[str]) -> pd.DataFrame:
+def query_table(unit: Unit, scores: QueryScores, top: int | None, tokens: Sequence[str]) -> pd.DataFrame:
     """One row a component with the columns of its kind, highest query score first."""
     table = pd.DataFrame({"label": scores.labels, "query_score": scores.scores.numpy()})
     table = table.sort_values("query_score", ascending=False, kind="stable", ignore_index=True).head(top or len(table))
@@ -126,28 +126,6 @@ def curve_table(curve: Curve) -> pd.DataFrame:
     return pd.DataFrame({"step": steps, "label": curve.labels, "prob": np.exp(log_prob), "log_prob": log_prob})
 
 
-def labels_in(table: Any) -> list[str]:
-    """Labels of a table, or a list of labels as it is.
-
-    Raises:
-        ValueError: for anything else, or nothing.
-    """
-    if isinstance(table, pd.DataFrame):
-        if "label" not in table:
-            raise ValueError(f"the table has no column 'label', only {', '.join(map(repr, table.columns))}.")
-        table = table["label"].tolist()
-    elif isinstance(table, pd.Series):
-        table = table.tolist()
-    elif isinstance(table, str) or not isinstance(table, Sequence):
-        raise ValueError(f"a table with a column 'label' or a list of labels is needed, got {type(table).__name__}.")
-    if not len(table):
-        raise ValueError("the table has no rows, so there is nothing to work with.")
-    names = pd.Series(list(table))
-    if names.duplicated().any():
-        raise ValueError(f"the table holds {names[names.duplicated()].iloc[0]!r} more than once.")
-    return list(table)
-
-
 def coefficients_in(table: Any) -> list[float] | None:
     """The coefficients of a table of neurons; None where it has none.
 
@@ -170,6 +148,7 @@ def value_neurons_in(values: Any) -> tuple[list[str], list[float]]:
     if not isinstance(values, pd.DataFrame) or not {"label", "log_prob_increase"} <= set(values.columns):
         raise ValueError("values is a table of trace.ffn_neurons() or trace.attn_neurons(), with label and increase.")
     labels = labels_in(values)
+    require_different(labels)
     increases = pd.to_numeric(values["log_prob_increase"], errors="coerce").astype(float)
     if not np.isfinite(increases).all():
         raise ValueError(

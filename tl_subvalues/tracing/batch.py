@@ -14,9 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from tl_subvalues.decomposition.sites import Unit
 from tl_subvalues.decomposition.subvalues import NeuronSubvalues
 from tl_subvalues.importance.search import BLOCK, Candidates, rank, ranking_of
+from tl_subvalues.labels import Unit
 from tl_subvalues.model_view import prompt_tokens, resolve_target, view_of
 from tl_subvalues.model_view.indexing import resolve_index
 from tl_subvalues.numerics.blocks import in_full_precision

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from tl_subvalues.ablation.ablate import ablate
 from tl_subvalues.decomposition.components import coefficients_of, through_head, written
-from tl_subvalues.decomposition.sites import Parts, Run, Site, Unit
+from tl_subvalues.decomposition.sites import Parts, Run, Site
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.increases import as_prob_increase
 from tl_subvalues.importance.search import Candidates, Ranking, rank, require_top
-from tl_subvalues.labels import sublayer_label
+from tl_subvalues.labels import PART_OF, Unit, labels_in, require_different, sublayer_label
 from tl_subvalues.model_view import (
     ModelView,
     decode_each,
@@ -29,7 +29,6 @@ from tl_subvalues.show.tables import (
     activation_table,
     coefficients_in,
     curve_table,
-    labels_in,
     query_table,
     ranked_table,
     value_neurons_in,
@@ -121,9 +120,7 @@ class Trace(Pictures):
         """
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k is a positive number, got {k!r}.")
-        labels = [label] if isinstance(label, str) else list(label)
-        if not labels:
-            raise ValueError("no labels: name a component, such as 'L24N1005', or a list of them.")
+        labels = labels_in(label)
         self.run.require_same_weights()
         tables = []
         for name, values in zip(labels, self._bs_values(labels, through), strict=True):
@@ -199,6 +196,7 @@ class Trace(Pictures):
         """
         self.run.require_same_weights()
         labels = labels_in(table)
+        require_different(labels)
         self._require_own(labels, coefficients_in(table))
         return curve_table(curve_of(self.run, self.readout, self.target_id, labels))
 
@@ -259,8 +257,7 @@ class Trace(Pictures):
             UnsupportedModelError: if a layer has no such parts, naming all that have none.
         """
         self.run.require_same_weights()
-        sublayer = {"sublayer": None, "ffn_neuron": "mlp"}.get(unit, "attn")
-        numbers = [i for i, site in enumerate(self._sites) if sublayer in (None, site.sublayer)]
+        numbers = [i for i, site in enumerate(self._sites) if PART_OF[unit] in (None, site.sublayer)]
         sites = [self._sites[i] for i in numbers]
         parts = self._all_parts(sites, unit)
         found = Candidates(

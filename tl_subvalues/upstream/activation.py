@@ -15,14 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.decomposition.sites import Parts, Run, Site, Unit
+from tl_subvalues.decomposition.sites import Parts, Run, Site
 from tl_subvalues.decomposition.subvalues import WholeSubvalues
-from tl_subvalues.labels import bias_label, labels_of, parse_label
+from tl_subvalues.labels import PART_OF, Unit, bias_label, labels_of, parse_label
 from tl_subvalues.upstream.subkeys import Subkeys, check_sum, readers_of
 
 By = Literal["sublayer", "head", "head_position", "ffn_neuron"]
-# Which sublayers `by` takes apart; the others are scored whole.
-_TAKEN_APART: dict[str, str] = {"head": "attn", "head_position": "attn", "ffn_neuron": "mlp"}
 BIAS = "bias"
 
 
@@ -55,7 +53,7 @@ def sources(run: Run, by: Unit, sites: list[Site]) -> Iterator[Source]:
     for label, vector in run.embeddings().items():
         yield Source("sublayer", Parts(WholeSubvalues(vector[None]), {}), name=label)
     for site in sites:
-        unit: Unit = by if _TAKEN_APART.get(by) == site.sublayer else "sublayer"
+        unit: Unit = by if PART_OF[by] == site.sublayer else "sublayer"
         yield Source(unit, run.parts(site, unit), site)
         if unit != "sublayer" and (bias := run.bias(site)).any():
             name = bias_label(site.layer, site.sublayer)

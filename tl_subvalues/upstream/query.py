@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.decomposition.sites import Run, Unit
-from tl_subvalues.labels import parse_label
+from tl_subvalues.decomposition.sites import Run
+from tl_subvalues.labels import PART_OF, Unit, parse_label
 from tl_subvalues.upstream.activation import sources
 from tl_subvalues.upstream.subkeys import check_sum, readers_of
 
@@ -58,7 +58,7 @@ def query_scores(run: Run, labels: Sequence[str], increases: Sequence[float], un
         UnsupportedModelError: if subkeys cannot be read.
     """
     demands, left_out = _demands(run, labels, increases)
-    taken_apart = {"head": "attn", "head_position": "attn", "ffn_neuron": "mlp"}.get(unit)
+    taken_apart = PART_OF[unit]
     total: dict[str, float] = {}
     for position in sorted({demand.position for demand in demands}):
         there = run.at(position)
@@ -86,7 +86,7 @@ def _demands(run: Run, labels: Sequence[str], increases: Sequence[float]) -> tup
     groups: dict[tuple[int, str, int | None, int | None], list[int]] = defaultdict(list)
     components = [parse_label(label) for label in labels]
     for number, component in enumerate(components):
-        groups[component.layer, component.kind, component.position, component.expert].append(number)
+        groups[component.layer, component.unit, component.position, component.expert].append(number)
     demands, left_out = [], []
     for (layer, *_), numbers in groups.items():
         readers = readers_of(run, [components[number] for number in numbers])

@@ -113,7 +113,7 @@ def readers_of(run: Run, components: Sequence[Component]) -> Readers:
         ValueError: if one is no neuron, or none of this run.
         UnsupportedModelError: if their subkeys cannot be read, or do not give what the run computed.
     """
-    layer, kind = components[0].layer, components[0].kind
+    layer, kind = components[0].layer, components[0].unit
     numbers = [c.neuron for c in components]
     if kind == "ffn_neuron" and (mixture := run.view.layer(layer).mixture()) is not None:
         run.parts(run.site(layer, "mlp"), "ffn_neuron").index(components[0])  # is there such an expert, and active?
