@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 import zoo
@@ -180,15 +181,17 @@ def test_order_of_rows(tokens: torch.Tensor) -> None:
         ("L1N5", "token", "by is 'sublayer'"),
         ("L1H2", "sublayer", "are of neurons"),
         ("0_mlp_out", "sublayer", "this is a sublayer"),
-        ("L1N999", "sublayer", "no neuron 999"),
-        ("L1H9D0@1", "sublayer", "no head 9"),
-        ("L1H0D99@1", "sublayer", "no dim 99"),
+        ("L1N999", "sublayer", "neuron 999 is not below"),
+        ("L1H9D0@1", "sublayer", "head 9 is not below"),
+        ("L1H0D99@1", "sublayer", "dim 99 is not below"),
         ("L1H0D0@99", "sublayer", "no position 99"),
         ("L9N0", "sublayer", "out of range"),
         ("nonsense", "sublayer", "is not a label"),
     ],
 )
-def test_refusals(label: str, by: str, message: str, tokens: torch.Tensor) -> None:
+def test_refusals(label: str, by: str, message: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users have it, without annotations enforced: what speaks is the package's own check."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     trace = tlsv.trace(zoo.model("gpt2"), tokens, 5)
     with pytest.raises(ValueError, match=message):
         trace.activations(label, by)

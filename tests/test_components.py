@@ -55,11 +55,11 @@ def test_a_source_is_read_where_the_head_reads_it(tokens: torch.Tensor) -> None:
     ("through", "message"),
     [
         ("L1N5", "names a head"),
-        ("L1H9", "there are 4 heads"),
+        ("L1H9", "head 9 is not below 4"),
         ("L1H0@6", "no head reads position 6"),
         ("1_attn_out", "names a head"),
         ("L7H0", "out of range"),
-        ("L1H1D99@2", "indices run to 7"),
+        ("L1H1D99@2", "dim 99 is not below 8"),
     ],
 )
 def test_refusals(through: str, message: str, tokens: torch.Tensor) -> None:

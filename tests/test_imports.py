@@ -40,12 +40,13 @@ MODEL_VIEW = [
     "loading",
     "modules",
     "faults",
-    "experts",
     "weights",
+    "experts",
+    "layers",
     "view",
     "indexing",
     "activations",
-    "completeness",
+    "checks",
 ]
 BAEVSKI18 = [
     "configuration",

@@ -5,7 +5,7 @@ Method: Yu & Ananiadou, "Locating Factual Knowledge in Large Language Models" (a
 
 from tl_subvalues import baevski18
 from tl_subvalues.ablation.ablate import ablation_hooks
-from tl_subvalues.decomposition.subvalues import attn_subvalues, ffn_subvalues
+from tl_subvalues.decomposition.stacks import attn_subvalues, ffn_subvalues
 from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
 from tl_subvalues.importance.increases import log_prob_increase, prob_increase
 from tl_subvalues.loading.models import load_model

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from tl_subvalues.ablation.hooks import Hook, Mode, make_hooks, places
 from tl_subvalues.ablation.reference import reference_means
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component, labels_in, parse_label
 from tl_subvalues.model_view import ModelView, view_of
 
@@ -73,41 +74,14 @@ def components(view: ModelView, labels: Any) -> list[Component]:
     """
     names = labels_in(labels)
     found = [parse_label(name) for name in names]
-    sizes: dict[tuple[int, str, int | None], dict[str, int]] = {}
     for name, component in zip(names, found, strict=True):
-        key = component.layer, component.unit, component.expert
-        if key not in sizes:
-            sizes[key] = _sizes(view, component)
-        for axis, size in sizes[key].items():
-            value = getattr(component, axis)
-            if value is not None and not value < size:
-                raise ValueError(f"{name!r} is not in {view.name}: {axis} {value} is not below {size}.")
+        try:
+            view.layer(component.layer).require(component)
+        except UnsupportedModelError:
+            raise
+        except ValueError as error:
+            raise ValueError(f"{name!r} is not in {view.name}: {str(error).rstrip('.')}.") from error
     return found
-
-
-def _sizes(view: ModelView, component: Component) -> dict[str, int]:
-    """How many heads, indices or neurons the layer of a component has."""
-    layer = view.layer(component.layer)
-    if component.unit == "ffn_neuron" and (mixture := layer.mixture()) is not None:
-        if component.expert is None:
-            raise ValueError(
-                f"{view.name}: layer {component.layer} has a mixture of experts, whose neurons are called as L3E5N10."
-            )
-        if not component.expert < len(mixture):
-            raise ValueError(f"{view.name}: there is no expert {component.expert}, only {len(mixture)} of them.")
-        return {"neuron": len(mixture.expert(component.expert).W_out)}
-    if component.unit == "ffn_neuron":
-        if component.expert is not None:
-            raise ValueError(
-                f"{view.name}: layer {component.layer} has a dense FFN, whose neurons are called as L24N1005."
-            )
-        return {"neuron": layer.ffn().W_out.shape[0]}
-    if component.unit != "sublayer":
-        n_heads, d_head, _ = layer.attention().W_O.shape
-        return {"head": n_heads, "dim": d_head}
-    if component.sublayer not in layer.sublayers:
-        raise ValueError(f"{view.name}: layer {component.layer} has no {component.sublayer} sublayer.")
-    return {}
 
 
 def ablation_mode(view: ModelView, found: Sequence[Component], mode: Any, reference: Any) -> Mode:

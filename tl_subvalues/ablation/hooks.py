@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor
 
 from tl_subvalues.ablation.expert_hooks import expert_hooks
@@ -157,8 +157,7 @@ def _source_hooks(
 
         def scale_values(values: Tensor, hook: Any) -> Tensor:
             n_values[:] = [values.shape[-3]]
-            if values.shape[-2:] != (n_heads, d_head):
-                raise _refusal_of_sources(view, layer, values, n_heads, d_head)
+            values = block.values_by_source(values, values.shape[-3])
             for p, mask in sources.items():
                 at = resolve_index(p, values.shape[-3], "source position")
                 where = _where(mask, values, at, 2)
@@ -193,7 +192,7 @@ def _source_hooks(
                 "their values, and whole heads always can."
             )
         pattern, values = seen.pop("pattern"), seen.pop("v")
-        values = _by_query_head(view, layer, values, pattern.shape[-1], n_heads, d_head)
+        values = block.values_by_source(values, pattern.shape[-1])
         z = value.reshape(*value.shape[:-2], n_heads, d_head)
         _require_recorded(view, layer, z, pattern, values, heads)
         total = z.to(torch.promote_types(z.dtype, pattern.dtype))
@@ -209,25 +208,6 @@ def _source_hooks(
         (block.hook("attn.hook_pattern"), see("pattern")),
         (block.hook("attn.hook_z"), take_out_shares),
     ]
-
-
-def _by_query_head(
-    view: ModelView, layer: int, values: Tensor, n_keys: int, n_heads: int, d_head: int
-) -> Float[Tensor, "*batch key head d_head"]:
-    """Values at every source position, one per query head (key/value heads repeated for their group)."""
-    if values.ndim < 3 or values.shape[-3] != n_keys or n_heads % values.shape[-2] or values.shape[-1] != d_head:
-        raise _refusal_of_sources(view, layer, values, n_heads, d_head)
-    return values.repeat_interleave(n_heads // values.shape[-2], dim=-2)
-
-
-def _refusal_of_sources(
-    view: ModelView, layer: int, values: Tensor, n_heads: int, d_head: int
-) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{view.name}: layer {layer} has values of shape {tuple(values.shape)} for {n_heads} heads of {d_head}, so a "
-        "source position cannot be knocked out (a layout of its own, or a run with past keys and values); whole heads "
-        "still can."
-    )
 
 
 @torch.no_grad()

@@ -85,12 +85,10 @@ def _summing_hooks(view: ModelView, place: Place, running: _Sum) -> list[tuple[s
     def add_share(pattern: Tensor, hook: Any) -> None:
         values = seen.pop("v")
         batch, _, queries, keys = pattern.shape
-        if values.shape[1] != keys or n_heads % values.shape[2]:
-            raise ValueError(f"{view.name}: layer {layer}'s values cannot be told apart by source position.")
+        values = block.values_by_source(values, keys)
         if source < keys:
             taken = pattern[:, :, source:, source].double().sum(-1)[..., None]  # [batch, head, 1]
-            share = taken * values[:, source].repeat_interleave(n_heads // values.shape[2], 1)
-            running.add(share, batch * (queries - source))
+            running.add(taken * values[:, source], batch * (queries - source))
 
     return [(block.hook("attn.hook_v"), see_values), (block.hook("attn.hook_pattern"), add_share)]
 

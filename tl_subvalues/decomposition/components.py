@@ -2,28 +2,30 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.decomposition.sites import Parts, Run, Site
+from tl_subvalues.decomposition.parts import Parts
+from tl_subvalues.decomposition.run import Run
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component, parse_label
-from tl_subvalues.model_view import check_value_keys
+from tl_subvalues.model_view import check_values
 
 
-def site_of(run: Run, label: str) -> Site:
-    """The sublayer that a component belongs to.
+def component_of(run: Run, label: str) -> Component:
+    """The component that a label names, which the run's model has.
 
     Raises:
-        ValueError: if the label is none, or the model has no such sublayer.
+        ValueError: if the label is none, or the model has no such component.
+        UnsupportedModelError: if the sublayer has no such parts.
     """
     component = parse_label(label)
-    try:
-        return run.site(component.layer, component.sublayer)
-    except ValueError as error:
-        raise ValueError(f"{label!r} is not in this trace: {error}") from error
+    with _naming(label):
+        run.view.layer(component.layer).require(component)
+    return component
 
 
 def subvalues_of(run: Run, labels: Sequence[str]) -> Float[Tensor, "label d_model"]:
@@ -45,14 +47,10 @@ def written(run: Run, label: str) -> Float[Tensor, " d_model"]:
     Raises:
         ValueError: if there is no such component.
     """
-    component = parse_label(label)
-    parts = run.parts(site_of(run, label), component.unit)
-    try:
+    component = component_of(run, label)
+    with _naming(label):
+        parts = run.parts(run.site(component.layer, component.sublayer), component.unit)
         return parts.written(component, run.view.device)
-    except UnsupportedModelError:
-        raise
-    except ValueError as error:
-        raise ValueError(f"{label!r} is not in this trace: {error}.") from error
 
 
 def coefficients_of(run: Run, labels: Sequence[str]) -> list[float]:
@@ -81,52 +79,52 @@ def through_head(run: Run, source_label: str, label: str) -> Float[Tensor, " d_m
         ValueError: if the label names no head, or one that does not read the component.
         UnsupportedModelError: if the head's value weights cannot be read.
     """
-    component = parse_label(label)
+    component, fed = component_of(run, label), component_of(run, source_label)
     if component.head is None:
         raise ValueError(
             f"through= names a head or one of its neurons, such as 'L23H4' or 'L23H4D38@3', got {label!r}."
         )
     attention = run.view.layer(component.layer).attention()
-    if component.head >= attention.n_heads:
-        raise ValueError(f"{label!r} is not in {run.view.name}: there are {attention.n_heads} heads.")
-    fed = site_of(run, source_label)
     if not any((s.layer, s.sublayer) == (fed.layer, fed.sublayer) for s in run.read_by(component.layer, "attn")):
         raise ValueError(f"{label!r} does not read {source_label!r}, which comes after it or beside it.")
     source = run.position if component.position is None else component.position
-    if source >= len(run.weighted_values(component.layer)):
+    if source >= run.n_sources(component.layer):
         raise ValueError(
             f"{label!r} is not in this trace: no head reads position {source} from position {run.position}."
         )
-    check_value_keys(run.view, component.layer, run.activations, source)
+    check_values(run.view, component.layer, run.activations, source)
     assert attention.W_V is not None
-    d_head = attention.W_O.shape[1]
-    if component.dim is not None and component.dim >= d_head:
-        raise ValueError(f"{label!r} is not in {run.view.name}: a head's indices run to {d_head - 1}.")
     vector = written(run.at(source), source_label)  # as it stands where the head reads it
-    x = run.activations.residual(component.layer, "attn", source)[0]
+    x = run.at(source).read(component.layer, "attn")
     read = vector if attention.norm is None else attention.norm.linear(vector, attention.norm.scale(x))
-    W_V = attention.W_V[component.head // (attention.n_heads // len(attention.W_V))].to(read)
+    W_V = attention.W_V[attention.kv_head(torch.tensor(component.head))].to(read)
     scale = run.activations.post_scale(component.layer, "attn", run.position)
     made = read @ W_V @ attention.W_O[component.head].to(read)
     return attention.passage.carry(made, None if scale is None else scale[0])
 
 
 def _gathered(run: Run, labels: Sequence[str]) -> Iterator[tuple[Parts, Int[Tensor, " n"], list[int]]]:
-    """Labels gathered by sublayer and kind: the parts, which of them are named, and the numbers of their labels."""
+    """Labels gathered by sublayer and unit: the parts, which of them are named, and the numbers of their labels."""
     groups: dict[tuple[int, str, str], list[int]] = defaultdict(list)
-    components = [parse_label(label) for label in labels]
+    components = [component_of(run, label) for label in labels]
     for number, component in enumerate(components):
         groups[component.layer, component.sublayer, component.unit].append(number)
     for numbers in groups.values():
-        parts = run.parts(site_of(run, labels[numbers[0]]), components[numbers[0]].unit)
-        yield parts, torch.tensor([_index(parts, components[n], labels[n]) for n in numbers]), numbers
+        first = components[numbers[0]]
+        parts = run.parts(run.site(first.layer, first.sublayer), first.unit)
+        index = []
+        for number in numbers:
+            with _naming(labels[number]):
+                index.append(parts.index(components[number]))
+        yield parts, torch.tensor(index), numbers
 
 
-def _index(parts: Parts, component: Component, label: str) -> int:
-    """Where a component stands among the parts of its sublayer."""
+@contextmanager
+def _naming(label: str) -> Iterator[None]:
+    """Put a label in front of what is wrong with it."""
     try:
-        return parts.index(component)
+        yield
     except UnsupportedModelError:
         raise
     except ValueError as error:
-        raise ValueError(f"{label!r} is not in this trace: {error}.") from error
+        raise ValueError(f"{label!r} is not in this trace: {str(error).rstrip('.')}.") from error

@@ -11,9 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.decomposition.components import site_of, subvalues_of
-from tl_subvalues.decomposition.sites import Run
-from tl_subvalues.labels import parse_label
+from tl_subvalues.decomposition.components import component_of, subvalues_of
+from tl_subvalues.decomposition.run import Run
 from tl_subvalues.readout.readout import Readout
 
 # Subvalues held at a time: 1,280 vectors of 4,096 numbers are 20 MB.
@@ -38,14 +37,13 @@ def curve_of(run: Run, readout: Readout, token: int, labels: Sequence[str]) -> C
     """
     if not labels:
         raise ValueError("nothing to add: pass a table with at least one row.")
-    order = {(site.layer, site.sublayer): number for number, site in enumerate(run.sites)}
-    found = {(c.layer, c.sublayer): label for label in labels for c in [parse_label(label)]}
-    start = min((site_of(run, label) for label in found.values()), key=lambda s: order[s.layer, s.sublayer])
-    sequential = start.sublayer == "mlp" and not run.view.layer(start.layer).parallel
+    named = {(c.layer, c.sublayer) for label in labels for c in [component_of(run, label)]}
+    start = next(site for site in run.sites if (site.layer, site.sublayer) in named)
+    stage = "mid" if run.view.layer(start.layer).reads_mid(start.sublayer) else "pre"
     reached = start.residual.double()
     log_probs = [readout.log_prob(start.residual[None], token)]
     for first in range(0, len(labels), _BLOCK):
         added = subvalues_of(run, labels[first : first + _BLOCK]).double().cumsum(0) + reached
         log_probs.append(readout.log_prob(added.to(start.residual), token))
         reached = added[-1]
-    return Curve([f"{start.layer}_{'mid' if sequential else 'pre'}", *labels], torch.cat(log_probs))
+    return Curve([f"{start.layer}_{stage}", *labels], torch.cat(log_probs))

@@ -6,22 +6,22 @@ the method's words: weights and norms per layer (`Attention`, `FFN`, `MixtureOfE
 """
 
 from tl_subvalues.model_view.activations import Activations
-from tl_subvalues.model_view.completeness import (
-    check_expert_keys,
+from tl_subvalues.model_view.checks import (
+    check_coefficients,
     check_experts,
-    check_ffn_keys,
     check_final_scale,
     check_readout,
     check_run,
     check_sources,
-    check_value_keys,
+    check_values,
     sum_tolerance,
 )
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
+from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.loading import load_named
 from tl_subvalues.model_view.tokens import answer_tokens, decode_each, decode_text, prompt_tokens, resolve_target
 from tl_subvalues.model_view.view import ModelView, view_of
-from tl_subvalues.model_view.weights import FFN, Attention, Layer, ReadoutPieces
+from tl_subvalues.model_view.weights import FFN, Attention, ReadoutPieces
 
 __all__ = [
     "FFN",
@@ -34,14 +34,13 @@ __all__ = [
     "ReadoutPieces",
     "Routed",
     "answer_tokens",
-    "check_expert_keys",
+    "check_coefficients",
     "check_experts",
-    "check_ffn_keys",
     "check_final_scale",
     "check_readout",
     "check_run",
     "check_sources",
-    "check_value_keys",
+    "check_values",
     "decode_each",
     "decode_text",
     "load_named",

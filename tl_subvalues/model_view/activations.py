@@ -79,7 +79,7 @@ class Activations:
         self, layer: int, sublayer: str, positions: Positions = slice(None)
     ) -> Float[Tensor, "batch *pos d_model"]:
         """The residual stream that a sublayer reads: x_pre for attention and mixers, x_mid for an FFN after it."""
-        stage = "pre" if sublayer != "mlp" or self._view.layer(layer).parallel else "mid"
+        stage = "mid" if self._view.layer(layer).reads_mid(sublayer) else "pre"
         return self._get(f"blocks.{layer}.hook_resid_{stage}", positions)
 
     def final_residual(self, positions: Positions = slice(None)) -> Float[Tensor, "batch *pos d_model"]:
@@ -117,33 +117,22 @@ class Activations:
         """Attention weights at the query positions."""
         return self._get(f"blocks.{layer}.attn.hook_pattern", positions, dim=2)
 
-    def values(self, layer: int, n_heads: int) -> Float[Tensor, "batch key head d_head"]:
+    def values(self, layer: int) -> Float[Tensor, "batch key head d_head"]:
         """Values at every source position, one per query head (key/value heads repeated for their group).
 
         Raises:
-            UnsupportedModelError: if the layer's values have a layout of their own (latent attention).
+            UnsupportedModelError: if the layer's values have a layout of their own.
             ValueError: if the cache holds only some positions.
         """
         values = self._get(f"blocks.{layer}.attn.hook_v", slice(None))
-        if self._view.layer(layer).latent:
-            values = values.transpose(1, 2)
         keys = self._raw(f"blocks.{layer}.attn.hook_pattern").shape[-1]
-        if values.ndim != 4 or (values.shape[1] != keys and values.shape[2] == keys):
-            raise UnsupportedModelError(
-                f"{self._view.name}: layer {layer} caches its values as {tuple(values.shape)}, not as [batch, pos, "
-                "head, d_head], so they cannot be told apart by source position; ask for by='head'."
-            )
-        if values.shape[1] != keys:
+        n_positions = values.shape[2 if self._view.layer(layer).latent else 1]
+        if values.ndim == 4 and n_positions < keys:
             raise ValueError(
-                f"the cache holds values at {values.shape[1]} of {keys} source positions (made with pos_slice?); "
+                f"the cache holds values at {n_positions} of {keys} source positions (made with pos_slice?); "
                 "ask for by='head', or run_with_cache without pos_slice."
             )
-        if n_heads % values.shape[2]:
-            raise UnsupportedModelError(
-                f"{self._view.name}: layer {layer} has {n_heads} heads over {values.shape[2]} value heads, "
-                "which does not divide: ask for by='head'."
-            )
-        return values.repeat_interleave(n_heads // values.shape[2], dim=2)
+        return self._view.layer(layer).values_by_source(values, keys)
 
     def coefficients(
         self, layer: int, n_neurons: int, positions: Positions = slice(None)

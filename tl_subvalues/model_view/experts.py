@@ -16,10 +16,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.model_view.modules import unwrapped
+from tl_subvalues.numerics.blocks import affine
 from tl_subvalues.numerics.norms import Norm, Passage
-
-# Numbers of a weight that are converted at a time: 16 million are 64 MB in float32.
-_NUMBERS = 1 << 24
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ class MixtureOfExperts:
         expert = self.expert(number)
         if self.weighs_input and number < self.n_routed:
             x = x * weight[:, None]
-        return _affine(x, expert.W_gate, expert.b_gate), _affine(x, expert.W_in, expert.b_in)
+        return affine(x, expert.W_gate, expert.b_gate), affine(x, expert.W_in, expert.b_in)
 
     def coefficients(
         self, number: int, x: Float[Tensor, "token d_model"], weight: Float[Tensor, " token"]
@@ -168,6 +166,19 @@ class MixtureOfExperts:
         gate, up = self.pre_activations(number, x, weight)
         m = self.activate(number, gate, up)
         return m if self.weighs_input and number < self.n_routed else m * weight[:, None]
+
+    def held(
+        self, number: int, x: Float[Tensor, "token d_model"], weight: Float[Tensor, " token"]
+    ) -> tuple[Float[Tensor, "token neuron"], Float[Tensor, "token neuron"], Float[Tensor, "token neuron"]]:
+        """With an expert's gate held as it is: what its up projection is multiplied by, what is added, and the sum.
+
+        `x` is the residual stream. The sum is the coefficient, unless the up projection was clipped on its way.
+        """
+        gate, up = self.pre_activations(number, x if self.norm is None else self.norm(x), weight)
+        outside = torch.ones_like(weight) if self.weighs_input and number < self.n_routed else weight
+        zero, one = (self.activate(number, gate, torch.full_like(up, value)) for value in (0.0, 1.0))
+        factor, added = (one - zero) * outside[:, None], zero * outside[:, None]
+        return factor, added, factor * up + added
 
     def activate(
         self, number: int, gate: Float[Tensor, "token neuron"], up: Float[Tensor, "token neuron"]
@@ -225,10 +236,3 @@ class MixtureOfExperts:
 def _linear(module: Any) -> tuple[Tensor, Tensor | None]:
     linear = unwrapped(module)
     return linear.weight.detach().T, None if linear.bias is None else linear.bias.detach()
-
-
-def _affine(x: Float[Tensor, "token d_in"], W: Tensor, b: Tensor | None) -> Float[Tensor, "token d_out"]:
-    """X W + b, few columns of W converted at a time."""
-    step = max(1, _NUMBERS // W.shape[0])
-    y = torch.cat([x.to(block.device) @ block.to(x.dtype) for block in W.split(step, dim=1)], -1).to(x)
-    return y if b is None else y + b.to(y)

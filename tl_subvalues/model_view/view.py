@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.modules import (
     embedding_hooks,
     has_own_softmaxes,
@@ -18,7 +19,7 @@ from tl_subvalues.model_view.modules import (
     softmaxes_of,
 )
 from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable
-from tl_subvalues.model_view.weights import Layer, ReadoutPieces
+from tl_subvalues.model_view.weights import ReadoutPieces
 
 # Integers of as many bytes, to read a weight's bits as a number.
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -137,7 +138,7 @@ class ModelView:
                 names.append(layer.post_scale_hook("attn"))
             names += [layer.output_hook(sublayer) for sublayer in layer.sublayers]
             if layer.has_ffn:
-                if not layer.parallel:
+                if layer.reads_mid("mlp"):
                     names.append(f"{block}hook_resid_mid")
                 names += [layer.neuron_hook(), layer.post_scale_hook("mlp")]
         names.append(f"blocks.{self.n_layers - 1}.hook_resid_post")

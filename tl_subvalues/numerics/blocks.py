@@ -15,6 +15,8 @@ from torch import Tensor
 
 # Rows of weights converted at a time: 256 rows of 4,096 float32 numbers are 4 MB and stay in the cache.
 _CONVERTED = 256
+# Numbers of a weight that are converted at a time: 16 million are 64 MB in float32.
+_NUMBERS = 1 << 24
 
 
 def padded(rows: Shaped[Tensor, "n *rest"], multiple: int) -> Shaped[Tensor, "padded *rest"]:
@@ -33,6 +35,13 @@ def weighted_sum(
     for part, block in zip(weights.split(_CONVERTED, -1), rows.split(_CONVERTED), strict=True):
         total += part @ block.to(weights)
     return total
+
+
+def affine(x: Float[Tensor, "*rest d_in"], W: Tensor, b: Tensor | None) -> Float[Tensor, "*rest d_out"]:
+    """X W + b, few columns of W converted at a time, where W is."""
+    step = max(1, _NUMBERS // W.shape[0])
+    y = torch.cat([x.to(block.device) @ block.to(x.dtype) for block in W.split(step, dim=1)], -1).to(x)
+    return y if b is None else y + b.to(y)
 
 
 def length_of_all(rows: Shaped[Tensor, "*rest"]) -> float:

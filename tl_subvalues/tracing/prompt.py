@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.decomposition.sites import Run
+from tl_subvalues.decomposition.run import Run
 from tl_subvalues.model_view import (
     Activations,
     ModelView,

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tl_subvalues.ablation.ablate import ablate
 from tl_subvalues.decomposition.components import coefficients_of, through_head, written
-from tl_subvalues.decomposition.sites import Parts, Run, Site
+from tl_subvalues.decomposition.parts import Parts
+from tl_subvalues.decomposition.run import Run, Site
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.increases import as_prob_increase
@@ -34,7 +35,7 @@ from tl_subvalues.show.tables import (
     value_neurons_in,
     vocabulary_table,
 )
-from tl_subvalues.upstream.activation import activation_scores
+from tl_subvalues.upstream.activation import By, activation_scores
 from tl_subvalues.upstream.query import query_scores
 
 # Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
@@ -135,7 +136,7 @@ class Trace(Pictures):
         return pd.concat(tables, ignore_index=True)
 
     @in_full_precision
-    def activations(self, label: str, by: str = "sublayer") -> pd.DataFrame:
+    def activations(self, label: str, by: By = "sublayer") -> pd.DataFrame:
         """What switched a neuron on: one row for each earlier component, columns label and score.
 
         First come the components that drove it most: those with the highest scores, or with the lowest where the scores

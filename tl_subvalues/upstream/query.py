@@ -15,10 +15,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.decomposition.sites import Run
-from tl_subvalues.labels import PART_OF, Unit, parse_label
-from tl_subvalues.upstream.activation import sources
-from tl_subvalues.upstream.subkeys import check_sum, readers_of
+from tl_subvalues.decomposition.components import component_of
+from tl_subvalues.decomposition.run import Run, Site
+from tl_subvalues.labels import PART_OF, Unit
+from tl_subvalues.upstream.scores import check_sum, scores
+from tl_subvalues.upstream.sources import Source, sources
+from tl_subvalues.upstream.subkeys import readers_of
 
 # A denominator below this share of what its terms amount to is rounding, not a number to divide by; in half precision,
 # below an eighth of what one addition may round away. Top value neurons of SmolLM2 had at least 0.03.
@@ -45,7 +47,7 @@ class _Demand:
 
 
 def query_scores(run: Run, labels: Sequence[str], increases: Sequence[float], unit: Unit) -> QueryScores:
-    """Scores of all components of one kind; of sublayers, the embeddings among them.
+    """Scores of all components of one unit; of sublayers, the embeddings among them.
 
     Args:
         run: where the value neurons were found.
@@ -58,48 +60,59 @@ def query_scores(run: Run, labels: Sequence[str], increases: Sequence[float], un
         UnsupportedModelError: if subkeys cannot be read.
     """
     demands, left_out = _demands(run, labels, increases)
-    taken_apart = PART_OF[unit]
     total: dict[str, float] = {}
     for position in sorted({demand.position for demand in demands}):
         there = run.at(position)
-        here = [demand for demand in demands if demand.position == position]
-        readable = {id(demand): _places(there, demand) for demand in here}
-        sites = [site for site in there.sites if taken_apart in (None, site.sublayer)]
-        for source in sources(there, unit, sites):
-            if source.unit != unit or (taken_apart and source.site is None):
-                continue
-            place = None if source.site is None else (source.site.layer, source.site.sublayer)
-            asking = [demand.covector for demand in here if place is None or place in readable[id(demand)]]
-            if asking:
-                scores = source.parts.subvalues.inner_products(torch.stack(asking).sum(0).to(run.view.compute_dtype))
-                for label, score in zip(source.labels(), scores.tolist(), strict=True):
-                    total[label] = total.get(label, 0.0) + score
+        sites = [site for site in there.sites if PART_OF[unit] in (None, site.sublayer)]
+        wanted = (source for source in sources(there, unit, sites) if _counts(source, unit))
+        asked = _Asked(there, [demand for demand in demands if demand.position == position])
+        for source, (row,) in scores(wanted, asked):
+            for label, score in zip(source.labels(), row.tolist(), strict=True):
+                total[label] = total.get(label, 0.0) + score
     return QueryScores(list(total), torch.tensor(list(total.values()), dtype=torch.float64), left_out)
 
 
-def _places(run: Run, demand: _Demand) -> set[tuple[int, str]]:
+def _counts(source: Source, unit: Unit) -> bool:
+    """Whether a source's components are of the unit asked for: embeddings count among sublayers, constants nowhere."""
+    return source.unit == unit and (unit == "sublayer" or source.site is not None)
+
+
+class _Asked:
+    """What all demands at one position together ask of what was added at a site: the sum of their covectors."""
+
+    def __init__(self, run: Run, demands: Sequence[_Demand]) -> None:
+        self._dtype = run.view.compute_dtype
+        self._demands = [(demand.covector, _sites_read(run, demand)) for demand in demands]
+
+    def __call__(self, site: Site | None) -> Float[Tensor, "1 d_model"] | None:
+        asking = [covector for covector, sites in self._demands if site is None or (site.layer, site.sublayer) in sites]
+        return torch.stack(asking).sum(0)[None].to(self._dtype) if asking else None
+
+
+def _sites_read(run: Run, demand: _Demand) -> set[tuple[int, str]]:
     return {(site.layer, site.sublayer) for site in run.read_by(demand.layer, demand.sublayer)}
 
 
 def _demands(run: Run, labels: Sequence[str], increases: Sequence[float]) -> tuple[list[_Demand], list[str]]:
     """Value neurons gathered by sublayer and position, those with a vanishing denominator set aside."""
     groups: dict[tuple[int, str, int | None, int | None], list[int]] = defaultdict(list)
-    components = [parse_label(label) for label in labels]
+    components = [component_of(run, label) for label in labels]
     for number, component in enumerate(components):
         groups[component.layer, component.unit, component.position, component.expert].append(number)
     demands, left_out = [], []
-    for (layer, *_), numbers in groups.items():
+    for numbers in groups.values():
         readers = readers_of(run, [components[number] for number in numbers])
-        there, sublayer = run.at(readers.position), components[numbers[0]].sublayer
+        there = run.at(readers.position)
         covectors = readers.keys.covectors.double()
-        parts = [*there.embeddings().values(), *(site.output for site in there.read_by(layer, sublayer))]
+        read = there.read_by(readers.layer, readers.sublayer)
+        parts = [*there.embeddings().values(), *(site.output for site in read)]
         terms = torch.stack(parts).double() @ covectors.T
         sizes = terms.abs().sum(0)
-        check_sum(there, layer, sublayer, readers.sums_to, covectors, terms.sum(0), sizes)
-        whole = covectors @ there.activations.residual(layer, sublayer, there.position)[0].double()
+        check_sum(there, readers, readers.sums_to, covectors, terms.sum(0), sizes)
+        whole = covectors @ there.read(readers.layer, readers.sublayer).double()
         vanishing = whole.abs() <= max(VANISHING, torch.finfo(run.view.dtype).eps / 8) * sizes
         left_out += [labels[number] for number, gone in zip(numbers, vanishing.tolist(), strict=True) if gone]
         chosen = torch.tensor([increases[number] for number in numbers], dtype=torch.float64, device=whole.device)
         weights = torch.where(vanishing, 0.0, chosen / torch.where(vanishing, 1.0, whole))
-        demands.append(_Demand(layer, sublayer, readers.position, weights @ covectors))
+        demands.append(_Demand(readers.layer, readers.sublayer, readers.position, weights @ covectors))
     return demands, left_out

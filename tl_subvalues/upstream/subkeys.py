@@ -6,16 +6,16 @@ pulled back through the norm before the sublayer, whose scale is held at this ru
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.decomposition.sites import Run
+from tl_subvalues.decomposition.run import Run
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component
-from tl_subvalues.model_view import check_expert_keys, check_ffn_keys, check_value_keys
+from tl_subvalues.model_view import FFN, MixtureOfExperts, check_coefficients, check_values
 from tl_subvalues.numerics.norms import Norm
 
 
@@ -33,143 +33,119 @@ class Subkeys:
 
 @dataclass(frozen=True)
 class Readers:
-    """Neurons of one sublayer at one position, and what their scores add up to.
+    """Neurons of one sublayer at one position, and what they read there.
 
-    Plain FFN: the pre-activation. Attention: the value. Gated FFN: the coefficient act(gate) * up, with act(gate) held
-    at this run's value; `gate` and `up` are the two projections themselves.
+    `keys` read what the scores add up to, `sums_to`. Plain FFN: the pre-activation. Attention: the value. Gated FFN:
+    the coefficient act(gate) * up, with act(gate) held at this run's value; `gate` and `up` are the two projections.
     """
 
-    position: int  # where they read
+    layer: int
+    sublayer: str
+    position: int
     sums_to: str  # "pre-activation", "value" or "coefficient"
     keys: Subkeys
     gate: Subkeys | None = None
     up: Subkeys | None = None
 
 
-def _ffn_readers(run: Run, layer: int, neurons: Int[Tensor, " neuron"]) -> Readers:
-    """FFN neurons of one layer, reading at the run's position.
+def readers_of(run: Run, components: Sequence[Component]) -> Readers:
+    """Neurons of one sublayer (and one expert) that read at one position; each is one of the model's.
 
     Raises:
-        UnsupportedModelError: if the layer's subkeys cannot be read, or do not give the run's coefficients.
+        ValueError: if they are no neurons, or read at a position that is not in this run.
+        UnsupportedModelError: if their subkeys cannot be read, or do not give what the run computed.
     """
-    open_gates = check_ffn_keys(run.view, layer, run.activations, run.position)
-    ffn = run.view.layer(layer).ffn()
+    first = components[0]
+    if first.unit == "ffn_neuron":
+        neurons = torch.tensor([c.neuron for c in components])
+        mixture = run.view.layer(first.layer).mixture()
+        if mixture is None:
+            return _ffn_readers(run, first.layer, run.view.layer(first.layer).ffn(), neurons)
+        run.parts(run.site(first.layer, "mlp"), "ffn_neuron").index(first)  # the token is sent to this expert
+        assert first.expert is not None
+        return _expert_readers(run, first.layer, mixture, first.expert, neurons)
+    if first.unit != "attn_neuron":
+        raise ValueError(
+            "activation scores are of neurons, such as 'L24N1005' or 'L23H4D38@3', for only these read the residual "
+            f"stream with one subkey each; this is a {first.unit.replace('_', ' ')}."
+        )
+    if first.position is None:
+        raise ValueError("an attention neuron reads at a source position: name it, as in 'L23H4D38@3'.")
+    sources = run.n_sources(first.layer)
+    if not first.position < sources:
+        raise ValueError(
+            f"there is no position {first.position} in this trace: source positions run from 0 to {sources - 1}."
+        )
+    heads, dims = (torch.tensor([getattr(c, axis) for c in components]) for axis in ("head", "dim"))
+    return _attn_readers(run.at(first.position), first.layer, heads, dims)
+
+
+def _ffn_readers(run: Run, layer: int, ffn: FFN, neurons: Int[Tensor, " neuron"]) -> Readers:
+    """Neurons of a dense FFN."""
+    if not ffn.readable:
+        raise UnsupportedModelError(
+            f"{run.view.name}: layer {layer} hides its FFN's input weights or its activation function, so its "
+            "activation scores cannot be made; its subvalues still can."
+        )
     assert ffn.W_in is not None
-    x = run.activations.residual(layer, "mlp", run.position)[0]
-    up = _pulled_back(ffn.norm, x, ffn.W_in[:, neurons.to(ffn.W_in.device)].T, _chosen(ffn.b_in, neurons))
-    if ffn.W_gate is None or open_gates is None:
-        return Readers(run.position, "pre-activation", up)
-    gate = _pulled_back(ffn.norm, x, ffn.W_gate[:, neurons.to(ffn.W_gate.device)].T, _chosen(ffn.b_gate, neurons))
-    opened = open_gates[neurons.to(open_gates.device)]
-    added = _chosen(ffn.b_post, neurons)
-    keys = up.times(opened, torch.zeros_like(opened) if added is None else added.to(opened))
-    return Readers(run.position, "coefficient", keys, gate, up)
+    assert ffn.activation is not None
+    x = run.read(layer, "mlp")
+    gate, up = ffn.projections(x[None])
+    m = run.activations.coefficients(layer, len(ffn.W_out), run.position)
+    what = "its subkeys do not give its FFN coefficients"
+    check_coefficients(run.view, layer, what, ffn.coefficients(gate, up), m)
+    up_keys = _subkeys(ffn.norm, x, ffn.W_in, ffn.b_in, neurons)
+    if ffn.W_gate is None or gate is None:
+        return Readers(layer, "mlp", run.position, "pre-activation", up_keys)
+    open_gates = _chosen(ffn.activation(gate)[0].to(x), neurons)
+    added = torch.zeros_like(open_gates) if ffn.b_post is None else _chosen(ffn.b_post, neurons).to(open_gates)
+    gate_keys = _subkeys(ffn.norm, x, ffn.W_gate, ffn.b_gate, neurons)
+    keys = up_keys.times(open_gates, added)
+    return Readers(layer, "mlp", run.position, "coefficient", keys, gate_keys, up_keys)
 
 
-def _expert_readers(run: Run, layer: int, expert: int, neurons: Int[Tensor, " neuron"]) -> Readers:
-    """FFN neurons of one expert, its routing weight held at this run's value like the gate."""
-    factor, added, weight = check_expert_keys(run.view, layer, run.activations, run.position, expert)
-    mixture = run.view.layer(layer).mixture()
-    assert mixture is not None
+def _expert_readers(
+    run: Run, layer: int, mixture: MixtureOfExperts, expert: int, neurons: Int[Tensor, " neuron"]
+) -> Readers:
+    """Neurons of one expert, its routing weight held at this run's value like the gate."""
+    x = run.read(layer, "mlp")
+    routed = run.activations.experts(layer, run.position)
+    weight = routed.weights[..., expert]
+    factor, added, computed = mixture.held(expert, x[None], weight)
+    what = f"the subkeys of its expert {expert} do not give its coefficients, unless they were clipped"
+    check_coefficients(run.view, layer, what, computed, routed.coefficients[expert])
     weights = mixture.expert(expert)
-    x = run.activations.residual(layer, "mlp", run.position)[0]
-    up = _pulled_back(mixture.norm, x, weights.W_in[:, neurons.to(x.device)].T, _chosen(weights.b_in, neurons))
-    gate = _pulled_back(mixture.norm, x, weights.W_gate[:, neurons.to(x.device)].T, _chosen(weights.b_gate, neurons))
+    up = _subkeys(mixture.norm, x, weights.W_in, weights.b_in, neurons)
+    gate = _subkeys(mixture.norm, x, weights.W_gate, weights.b_gate, neurons)
     if mixture.weighs_input and expert < mixture.n_routed:
         # The routing weight multiplies what the norm gives, its bias included, but not the projections' own biases.
         up, gate = (
-            _weighed(keys, weight, bias, neurons) for keys, bias in ((up, weights.b_in), (gate, weights.b_gate))
+            _weighed(keys, weight[0], bias, neurons) for keys, bias in ((up, weights.b_in), (gate, weights.b_gate))
         )
-    keys = up.times(factor[neurons.to(factor.device)], added[neurons.to(added.device)])
-    return Readers(run.position, "coefficient", keys, gate, up)
+    keys = up.times(_chosen(factor[0], neurons), _chosen(added[0], neurons))
+    return Readers(layer, "mlp", run.position, "coefficient", keys, gate, up)
 
 
 def _weighed(keys: Subkeys, weight: Tensor, bias: Tensor | None, neurons: Int[Tensor, " neuron"]) -> Subkeys:
-    own = torch.zeros_like(keys.biases) if bias is None else bias[neurons.to(bias.device)].to(keys.biases)
+    own = torch.zeros_like(keys.biases) if bias is None else _chosen(bias, neurons).to(keys.biases)
     return Subkeys(keys.covectors * weight, (keys.biases - own) * weight + own)
 
 
 def _attn_readers(run: Run, layer: int, heads: Int[Tensor, " neuron"], dims: Int[Tensor, " neuron"]) -> Readers:
-    """Attention neurons of one layer (index `dims` of `heads`), reading at the run's position: their source position.
-
-    Raises:
-        UnsupportedModelError: if the layer's value weights cannot be read, or do not give the run's values.
-    """
-    check_value_keys(run.view, layer, run.activations, run.position)
+    """Attention neurons (index `dims` of `heads`), reading at the run's position: their source position."""
+    check_values(run.view, layer, run.activations, run.position)
     attention = run.view.layer(layer).attention()
     W_V, b_V = attention.W_V, attention.b_V
     assert W_V is not None
-    group = (heads // (attention.n_heads // len(W_V))).to(W_V.device)  # of query heads that share values
-    dims = dims.to(W_V.device)
-    x = run.activations.residual(layer, "attn", run.position)[0]
-    keys = _pulled_back(attention.norm, x, W_V[group, :, dims], None if b_V is None else b_V[group, dims])
-    return Readers(run.position, "value", keys)
+    x = run.read(layer, "attn")
+    group, dims = attention.kv_head(heads).to(W_V.device), dims.to(W_V.device)
+    bias = None if b_V is None else b_V[group, dims]
+    return Readers(layer, "attn", run.position, "value", _pulled_back(attention.norm, x, W_V[group, :, dims], bias))
 
 
-def readers_of(run: Run, components: Sequence[Component]) -> Readers:
-    """Neurons of one sublayer that read at one position.
-
-    Raises:
-        ValueError: if one is no neuron, or none of this run.
-        UnsupportedModelError: if their subkeys cannot be read, or do not give what the run computed.
-    """
-    layer, kind = components[0].layer, components[0].unit
-    numbers = [c.neuron for c in components]
-    if kind == "ffn_neuron" and (mixture := run.view.layer(layer).mixture()) is not None:
-        run.parts(run.site(layer, "mlp"), "ffn_neuron").index(components[0])  # is there such an expert, and active?
-        expert = int(components[0].expert or 0)
-        return _expert_readers(run, layer, expert, _indices("neuron", numbers, len(mixture.expert(expert).W_out)))
-    if kind == "ffn_neuron":
-        run.parts(run.site(layer, "mlp"), "ffn_neuron").index(replace(components[0], neuron=0))
-        return _ffn_readers(run, layer, _indices("neuron", numbers, len(run.view.layer(layer).ffn().W_out)))
-    if kind != "attn_neuron":
-        raise ValueError(
-            "activation scores are of neurons, such as 'L24N1005' or 'L23H4D38@3', for only these read the residual "
-            f"stream with one subkey each; this is a {kind.replace('_', ' ')}."
-        )
-    n_heads, d_head, _ = run.view.layer(layer).attention().W_O.shape
-    heads = _indices("head", [c.head for c in components], n_heads)
-    dims = _indices("dim", [c.dim for c in components], d_head)
-    source = int(_indices("position", [components[0].position], len(run.weighted_values(layer)))[0])
-    return _attn_readers(run.at(source), layer, heads, dims)
-
-
-def check_sum(
-    run: Run,
-    layer: int,
-    sublayer: str,
-    what: str,
-    covectors: Float[Tensor, "neuron d_model"],
-    sums: Float[Tensor, " neuron"],
-    sizes: Float[Tensor, " neuron"],
-) -> None:
-    """Check that scores against all earlier components add up to what neurons read of the residual stream.
-
-    Args:
-        run: at the position where they read.
-        layer: whose neurons they are.
-        sublayer: "attn" or "mlp".
-        what: the scores add up to, for the message.
-        covectors: that they read with.
-        sums: of each neuron's scores.
-        sizes: of each neuron's scores, taken without their signs.
-
-    Raises:
-        UnsupportedModelError: if something that is not among the components was added to the residual stream.
-    """
-    x = run.activations.residual(layer, sublayer, run.position)[0]
-    parts = [*run.embeddings().values(), *(site.output for site in run.read_by(layer, sublayer))]
-    # The residual stream is rounded at every addition, in the model's dtype; beyond that, 3e-7 of the size was seen.
-    added = torch.stack(parts).norm(dim=-1).sum() * torch.finfo(run.view.dtype).eps
-    limit = 1e-4 * sizes + covectors.norm(dim=-1).to(sizes) * added.to(sizes)
-    error = (sums - (covectors @ x.to(covectors)).to(sums)).abs()
-    if not bool((error <= limit).all()):
-        worst = int((error - limit).argmax())
-        raise UnsupportedModelError(
-            f"{run.view.name}: what reaches layer {layer} at position {run.position} is not the sum of the earlier "
-            f"sublayers' outputs, so the scores would not add up to the {what} (off by {float(error[worst]):.2g} where "
-            f"they amount to {float(sizes[worst]):.2g})."
-        )
+def _subkeys(norm: Norm | None, x: Tensor, W: Tensor, b: Tensor | None, neurons: Int[Tensor, " neuron"]) -> Subkeys:
+    """The subkeys of neurons whose projection is norm(x) W + b."""
+    return _pulled_back(norm, x, W[:, neurons.to(W.device)].T, None if b is None else _chosen(b, neurons))
 
 
 def _pulled_back(norm: Norm | None, x: Tensor, subkeys: Tensor, bias: Tensor | None) -> Subkeys:
@@ -183,14 +159,5 @@ def _pulled_back(norm: Norm | None, x: Tensor, subkeys: Tensor, bias: Tensor | N
     return Subkeys(norm.transposed(subkeys, norm.scale(x)), biases)
 
 
-def _chosen(bias: Tensor | None, neurons: Int[Tensor, " neuron"]) -> Tensor | None:
-    return None if bias is None else bias[neurons.to(bias.device)]
-
-
-def _indices(what: str, values: Sequence[int | None], size: int) -> Int[Tensor, " n"]:
-    if None in values:
-        raise ValueError("an attention neuron reads at a source position: name it, as in 'L23H4D38@3'.")
-    chosen = torch.tensor(values)
-    if chosen.max() >= size:
-        raise ValueError(f"there is no {what} {int(chosen.max())} in this trace: it runs from 0 to {size - 1}.")
-    return chosen
+def _chosen(values: Tensor, neurons: Int[Tensor, " neuron"]) -> Tensor:
+    return values[neurons.to(values.device)]

@@ -17,8 +17,8 @@ from tl_subvalues.model_view.activations import Activations
 from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.faults import warn_of_faults
 from tl_subvalues.model_view.indexing import Positions
+from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.view import ModelView
-from tl_subvalues.model_view.weights import Layer
 from tl_subvalues.numerics.blocks import length_of_all, weighted_sum
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -92,66 +92,7 @@ def check_final_scale(view: ModelView, activations: Activations, position: int) 
         )
 
 
-def check_ffn_keys(
-    view: ModelView, layer: int, activations: Activations, position: int
-) -> Float[Tensor, " neuron"] | None:
-    """Check that what we read of a layer's FFN (norm, subkeys, activation function) gives its coefficients.
-
-    Returns:
-        How far each neuron's gate is open, act(gate), all neurons taken together; None for a plain FFN.
-
-    Raises:
-        UnsupportedModelError: if it does not, or if the subkeys cannot be read.
-    """
-    ffn = view.layer(layer).ffn()
-    if ffn.W_in is None or ffn.activation is None:
-        raise UnsupportedModelError(
-            f"{view.name}: layer {layer} hides its FFN's input weights or its activation function, so its activation "
-            "scores cannot be made; its subvalues still can."
-        )
-    m = activations.coefficients(layer, ffn.W_out.shape[0], position)
-    x = activations.residual(layer, "mlp", position)
-    x = x if ffn.norm is None else ffn.norm(x)
-    up = x @ ffn.W_in.to(x) + _or_zero(ffn.b_in, m)
-    opened = None
-    if ffn.W_gate is None:
-        computed = ffn.activation(up).to(m)
-    else:
-        opened = ffn.activation(x @ ffn.W_gate.to(x) + _or_zero(ffn.b_gate, m)).to(m)
-        computed = opened * up + _or_zero(ffn.b_post, m)
-    what = "its subkeys do not give its FFN coefficients"
-    _require_equal(view, layer, what, computed, m, tolerance=_KEY_TOLERANCE[view.dtype])
-    return None if opened is None else opened[0]
-
-
-def check_expert_keys(
-    view: ModelView, layer: int, activations: Activations, position: int, expert: int
-) -> tuple[Float[Tensor, " neuron"], Float[Tensor, " neuron"], Float[Tensor, ""]]:
-    """Check that an expert's subkeys give its coefficients, as `check_ffn_keys` does of a dense FFN.
-
-    Returns:
-        What its neurons' up projections are multiplied by in this run, what is added to that, and the routing weight.
-
-    Raises:
-        UnsupportedModelError: if they do not; also where the up projection was clipped on its way.
-    """
-    mixture = view.layer(layer).mixture()
-    assert mixture is not None
-    routed = activations.experts(layer, position)
-    weight = routed.weights[..., expert]
-    x = activations.residual(layer, "mlp", position)
-    x = x if mixture.norm is None else mixture.norm(x)
-    gate, up = mixture.pre_activations(expert, x, weight)
-    outside = weight if not mixture.weighs_input or expert == mixture.n_routed else torch.ones_like(weight)
-    zero, one = (mixture.activate(expert, gate, torch.full_like(up, value)) for value in (0.0, 1.0))
-    factor, added = (one - zero) * outside[:, None], zero * outside[:, None]
-    what = f"the subkeys of its expert {expert} do not give its coefficients, unless they were clipped"
-    computed = factor * up + added
-    _require_equal(view, layer, what, computed, routed.coefficients[expert], tolerance=_KEY_TOLERANCE[view.dtype])
-    return factor[0], added[0], weight[0]
-
-
-def check_value_keys(view: ModelView, layer: int, activations: Activations, position: int) -> None:
+def check_values(view: ModelView, layer: int, activations: Activations, position: int) -> None:
     """Check that what we read of a layer's value weights and norm gives its values.
 
     Raises:
@@ -166,15 +107,31 @@ def check_value_keys(view: ModelView, layer: int, activations: Activations, posi
             f"{view.name}: layer {layer} {why}, so the activation scores of its attention neurons cannot be made; its "
             "subvalues still can."
         )
-    values = activations.values(layer, attention.n_heads)[:, position]
-    x = activations.residual(layer, "attn", position)
-    x = x if attention.norm is None else attention.norm(x)
-    computed = einops.einsum(x, attention.W_V.to(x), "batch d_model, head d_model d_head -> batch head d_head")
-    if attention.b_V is not None:
-        computed = computed + attention.b_V.to(x)
-    computed = computed.repeat_interleave(attention.n_heads // computed.shape[1], dim=1)
-    what = "its value weights do not give its values"
-    _require_equal(view, layer, what, computed, values, tolerance=_KEY_TOLERANCE[view.dtype])
+    computed = attention.values_of(activations.residual(layer, "attn", position))
+    seen = activations.values(layer)[:, position]
+    check_coefficients(view, layer, "its value weights do not give its values", computed, seen)
+
+
+def check_coefficients(
+    view: ModelView,
+    layer: int,
+    what: str,
+    computed: Float[Tensor, "batch *neuron"],
+    seen: Float[Tensor, "batch *neuron"],
+) -> None:
+    """Check that coefficients or values, computed anew from the residual stream, are those of the run.
+
+    Args:
+        view: the model.
+        layer: whose they are.
+        what: is wrong if they are not.
+        computed: from weights and residual stream.
+        seen: in the run.
+
+    Raises:
+        UnsupportedModelError: if they are not.
+    """
+    _require_equal(view, layer, what, computed, seen, tolerance=_KEY_TOLERANCE[view.dtype])
 
 
 def _check_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
@@ -191,7 +148,7 @@ def _check_block(view: ModelView, layer: Layer, activations: Activations, positi
     first = [sublayer for sublayer in layer.sublayers if sublayer != "mlp"]
     for sublayer in first:
         parts = parts + activations.output(number, sublayer, position)
-    if layer.has_ffn and not layer.parallel:
+    if layer.has_ffn and layer.reads_mid("mlp"):
         mid = activations.residual(number, "mlp", position)
         if first:
             _require_equal(view, number, f"resid_pre + {'_out + '.join(first)}_out is not resid_mid", parts, mid)
@@ -235,7 +192,7 @@ def check_sources(view: ModelView, activations: Activations, layer: int, positio
     if not activations.has(f"blocks.{layer}.attn.hook_z"):
         return
     z, pattern = activations.z(layer, positions), activations.pattern(layer, positions)
-    values = activations.values(layer, pattern.shape[1])
+    values = activations.values(layer)
     mixed = torch.einsum("bh...k,bkhe->b...he", pattern, values)
     size = z.abs().max().item()
     error = (mixed - z.reshape(mixed.shape)).abs().max().item()
@@ -254,7 +211,7 @@ def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position
     except UnsupportedModelError:
         return  # refused by name when its neurons are asked for
     if ffn is None:
-        check_experts(view, activations, number, position)
+        check_experts(view, activations, number, position, activations.experts(number, position))
         return
     m = activations.coefficients(number, ffn.W_out.shape[0], position)
     expected = activations.output(number, "mlp", position)
@@ -265,15 +222,14 @@ def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position
     _require_equal(view, number, "its FFN neurons do not add up to its FFN output", out, expected, size)
 
 
-def check_experts(view: ModelView, activations: Activations, layer: int, positions: Positions) -> Routed:
-    """What a mixture's experts do at some positions of a run, checked against what the run added there.
+def check_experts(view: ModelView, activations: Activations, layer: int, positions: Positions, routed: Routed) -> None:
+    """Check that the neurons of a mixture's experts, routed anew, add up to what the run added at these positions.
 
     Raises:
-        UnsupportedModelError: if the neurons of the experts, routed anew, do not add up to the sublayer's output.
+        UnsupportedModelError: if they do not.
     """
     mixture = view.layer(layer).mixture()
     assert mixture is not None
-    routed = activations.experts(layer, positions)
     expected = activations.output(layer, "mlp", positions)
     out, squares = torch.zeros_like(expected), 0.0
     for number, m in routed.coefficients.items():
@@ -284,7 +240,6 @@ def check_experts(view: ModelView, activations: Activations, layer: int, positio
     out = mixture.passage.carry(out, scale) + mixture.passage.carry_bias(_or_zero(routed.bias, out), scale)
     size = squares**0.5 * mixture.passage.stretch(scale)
     _require_equal(view, layer, "its experts' neurons do not add up to its FFN output", out, expected, size)
-    return routed
 
 
 def _split_heads(z: Tensor, W_O: Tensor) -> Tensor:

@@ -1,0 +1,185 @@
+"""One prompt's run at one position: the places where its sublayers add to the residual stream, and what they add."""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_subvalues.decomposition.parts import ExpertParts, Parts
+from tl_subvalues.decomposition.subvalues import (
+    HeadPositionSubvalues,
+    JoinedSubvalues,
+    NeuronSubvalues,
+    WholeSubvalues,
+    weighted_values,
+)
+from tl_subvalues.labels import Unit
+from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, check_sources
+
+
+@dataclass(frozen=True)
+class Site:
+    """One sublayer at one position: what it reads (x) and what it adds."""
+
+    layer: int
+    sublayer: str
+    residual: Float[Tensor, " d_model"]
+    output: Float[Tensor, " d_model"]
+
+
+class Run:
+    """One prompt's activations at one position, taken apart on request."""
+
+    def __init__(self, view: ModelView, activations: Activations, position: int) -> None:
+        self.view = view
+        self.activations = activations
+        self.position = position
+        self._weights = view.fingerprint()
+        self._experts: dict[int, ExpertParts] = {}  # routing a prompt anew for every label would be slow
+
+    def require_same_weights(self) -> None:
+        """Raise if the model's weights have changed since the run, for its parts are made of both.
+
+        Raises:
+            ValueError: if they have.
+        """
+        if self.view.fingerprint() != self._weights:
+            raise ValueError(
+                f"the weights of {self.view.name} have changed since this trace was made, so its activations and its "
+                "weights no longer go together; trace the prompt again."
+            )
+
+    def at(self, position: int) -> "Run":
+        """The same run at another position."""
+        if position == self.position:
+            return self
+        other = copy.copy(self)
+        other.__dict__.pop("sites", None)
+        other._experts = {}
+        other.position = position
+        return other
+
+    @cached_property
+    def sites(self) -> list[Site]:
+        """All sublayers, in order of computation."""
+        return [
+            Site(
+                layer.layer,
+                sublayer,
+                self.activations.residual(layer.layer, sublayer, self.position)[0],
+                self.activations.output(layer.layer, sublayer, self.position)[0],
+            )
+            for layer in self.view.layers
+            for sublayer in layer.sublayers
+        ]
+
+    def site(self, layer: int, sublayer: str) -> Site:
+        """One sublayer.
+
+        Raises:
+            ValueError: if the model has none of that name there.
+        """
+        for site in self.sites:
+            if (site.layer, site.sublayer) == (layer, sublayer):
+                return site
+        raise ValueError(
+            f"{self.view.name} has no {sublayer} sublayer in layer {layer}; its layers run from 0 to "
+            f"{self.view.n_layers - 1}."
+        )
+
+    def read_by(self, layer: int, sublayer: str) -> list[Site]:
+        """The sublayers whose outputs are in the residual stream that a sublayer reads, in order of computation.
+
+        Of its own layer that is the attention (or mixer), for an FFN that does not stand beside it.
+        """
+        own = self.view.layer(layer).reads_mid(sublayer)
+        return [s for s in self.sites if s.layer < layer or (s.layer == layer and s.sublayer != "mlp" and own)]
+
+    def read(self, layer: int, sublayer: str) -> Float[Tensor, " d_model"]:
+        """The residual stream that a sublayer reads, at the run's position."""
+        return self.activations.residual(layer, sublayer, self.position)[0]
+
+    def embeddings(self) -> dict[str, Float[Tensor, " d_model"]]:
+        """What enters layer 0, by label: `embed`, and `pos_embed` where it is added by itself."""
+        return {label: vector[0] for label, vector in self.activations.embeddings(self.position).items()}
+
+    def bias(self, site: Site) -> Float[Tensor, " d_model"]:
+        """The constant part of what a sublayer adds: what its heads or neurons leave of its output."""
+        layer = self.view.layer(site.layer)
+        if site.sublayer == "attn":
+            passage, bias = layer.attention().passage, layer.attention().b_O
+        elif (mixture := layer.mixture()) is not None:
+            routed = self.activations.experts(site.layer, self.position)
+            passage, bias = mixture.passage, None if routed.bias is None else routed.bias[0]
+        else:
+            passage, bias = layer.ffn().passage, layer.ffn().b_out
+        constant = torch.zeros_like(site.output) if bias is None else bias.to(site.output)
+        return passage.carry_bias(constant, self._post_scale(site.layer, site.sublayer))
+
+    def parts(self, site: Site, unit: Unit) -> Parts:
+        """The parts of one site.
+
+        Raises:
+            UnsupportedModelError: if the sublayer has no such parts, or none that can be told apart.
+        """
+        if unit == "sublayer":
+            return Parts(WholeSubvalues(site.output[None]), {})
+        if unit == "ffn_neuron":
+            return self._ffn_neurons(site.layer)
+        attention = self.view.layer(site.layer).attention()
+        scale = self._post_scale(site.layer, "attn")
+        n_heads, d_head, _ = attention.W_O.shape
+        if unit == "head":
+            z = self.activations.z(site.layer, self.position)[0].reshape(n_heads, d_head)
+            heads = torch.einsum("he,hem->hm", z, attention.W_O.to(z))
+            return Parts(WholeSubvalues(attention.passage.carry(heads, scale)), {"head": n_heads})
+        z_p = self.weighted_values(site.layer)
+        if unit == "head_position":
+            subvalues = HeadPositionSubvalues(z_p.transpose(0, 1), attention.W_O, attention.passage, scale)
+            return Parts(subvalues, {"head": n_heads, "position": len(z_p)})
+        neurons = NeuronSubvalues(z_p.flatten(), attention.W_O.flatten(0, 1), attention.passage, scale)
+        return Parts(neurons, {"position": len(z_p), "head": n_heads, "dim": d_head})
+
+    def weighted_values(self, layer: int) -> Float[Tensor, "source head d_head"]:
+        """z_p of every source position that the query can see.
+
+        Raises:
+            UnsupportedModelError: if these do not add up to z.
+        """
+        check_sources(self.view, self.activations, layer, self.position)
+        sources = self.n_sources(layer)
+        pattern = self.activations.pattern(layer, self.position)[0]
+        return weighted_values(pattern[:, :sources], self.activations.values(layer)[0, :sources])
+
+    def n_sources(self, layer: int) -> int:
+        """Source positions up to the query; more only if the layer's pattern looks ahead."""
+        pattern = self.activations.pattern(layer, self.position)[0]
+        seen = torch.nonzero(pattern.amax(0)).flatten()
+        return max(self.position, int(seen[-1]) if len(seen) else 0) + 1
+
+    def _ffn_neurons(self, layer: int) -> Parts:
+        mixture = self.view.layer(layer).mixture()
+        if mixture is not None:
+            if layer not in self._experts:
+                self._experts[layer] = self._expert_neurons(layer, mixture)
+            return self._experts[layer]
+        ffn = self.view.layer(layer).ffn()
+        m = self.activations.coefficients(layer, ffn.W_out.shape[0], self.position)[0]
+        neurons = NeuronSubvalues(m, ffn.W_out, ffn.passage, self._post_scale(layer, "mlp"))
+        return Parts(neurons, {"neuron": len(m)})
+
+    def _expert_neurons(self, layer: int, mixture: MixtureOfExperts) -> ExpertParts:
+        scale = self._post_scale(layer, "mlp")
+        coefficients = self.activations.experts(layer, self.position).coefficients
+        groups = (
+            NeuronSubvalues(m[0], mixture.expert(number).W_out, mixture.passage, scale)
+            for number, m in coefficients.items()
+        )
+        return ExpertParts(JoinedSubvalues(tuple(groups)), {}, tuple(coefficients), mixture)
+
+    def _post_scale(self, layer: int, sublayer: str) -> Float[Tensor, " 1"] | None:
+        scale = self.activations.post_scale(layer, sublayer, self.position)
+        return None if scale is None else scale[0]
