@@ -22,8 +22,7 @@ def run() -> list[tuple[str, str]]:
     trace = fresh()
 
     def both() -> None:
-        for name in ("_log_probs", "_mean_columns"):
-            trace.__dict__.pop(name, None)
+        trace.__dict__.pop("reading", None)
         trace.ffn_neurons(top=300)
         trace.attn_neurons(top=300)
 

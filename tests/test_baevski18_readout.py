@@ -13,8 +13,7 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.baevski18 import adaptive
-from tl_subvalues.importance.bounds import SiteBounds, site_bounds
-from tl_subvalues.importance.search import Candidates
+from tl_subvalues.importance.bounds import site_bounds
 from tl_subvalues.numerics import softmax
 
 PROMPT = [2, 9, 33, 58, 12, 4]
@@ -146,34 +145,26 @@ def test_search_is_sweep_and_bounds_hold(target, tmp_path, monkeypatch):
     assert pruned > 0
     for shape in ("tied", "untied"):
         trace = Model(tmp_path, shape).trace(target)
-        for unit, name in (("ffn_neuron", "mlp"), ("attn_neuron", "attn"), ("head", "attn"), ("sublayer", "mlp")):
-            candidates, bounds = prepared(trace, unit, name)
-            increase = candidates.evaluate(torch.arange(int(candidates.starts[-1])))
+        for unit in ("ffn_neuron", "attn_neuron", "head", "sublayer"):
+            candidates = trace.candidates(unit)
+            bounds = site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
+            increase = candidates.evaluate(torch.arange(len(candidates)))
             upper = torch.cat([site.upper(parts) for site, parts in zip(bounds, candidates.groups, strict=True)])
             lower = torch.cat([site.lower(parts) for site, parts in zip(bounds, candidates.groups, strict=True)])
             assert (increase <= upper + 1e-9).all()
             assert (increase >= lower - 1e-9).all()
 
 
-def prepared(trace: tlsv.Trace, unit: Any, name: str) -> tuple[Candidates, list[SiteBounds]]:
-    sites = [site for site in trace.run.sites if site.sublayer == name]
-    residuals = torch.stack([site.residual for site in sites])
-    log_p = trace.readout.class_log_probs(residuals, trace.target_id)
-    mean = trace.readout.mean_columns(log_p, trace.target_id)
-    groups = [trace.run.parts(site, unit).subvalues for site in sites]
-    candidates = Candidates(trace.readout, trace.target_id, residuals, log_p, mean, groups)
-    return candidates, site_bounds(trace.readout, residuals, log_p, mean, trace.target_id, both_sides=True)
-
-
 def test_each_softmax_alone_is_another_increase(tmp_path):
     """The comparisons here would see an increase that forgets one of the two softmaxes."""
     trace = Model(tmp_path, "tied").trace(30)
-    (head, band), residuals = trace.readout.terms(30), torch.stack([site.residual for site in trace.run.sites])
+    head, band = trace.reading.measure.ratios
+    residuals = trace.reading.residuals
     whole = tlsv.log_prob_increase(trace.readout, residuals[0], draw(40, 32), 30)
-    for term in (head, band):
-        alone = term.softmax.bs_value(draw(40, 32), term.index)
-        p = term.softmax.logits(residuals[:1]).log_softmax(-1)
-        alone = alone - term.softmax.log_mean_exp(draw(40, 32), p, torch.zeros(40, dtype=torch.long))
+    for ratio in (head, band):
+        alone = ratio.softmax.bs_value(draw(40, 32), ratio.over.index)
+        p = ratio.softmax.logits(residuals[:1]).log_softmax(-1)
+        alone = alone - ratio.softmax.log_mean_exp(draw(40, 32), p, torch.zeros(40, dtype=torch.long))
         assert (whole - alone).abs().max() > 0.1
 
 

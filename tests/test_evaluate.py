@@ -8,6 +8,7 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import pytest
@@ -150,8 +151,9 @@ def test_a_record_of_other_settings_or_weights_is_refused(model: Any, tmp_path: 
         ({"scale": "other"}, "scale"),
     ],
 )
-def test_bad_input(arguments: dict[str, Any], says: str, model: Any) -> None:
-    """One sentence, before anything runs."""
+def test_bad_input(arguments: dict[str, Any], says: str, model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sentence, before anything runs; annotations are not enforced, as for users."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=says):
         tlsv.evaluate(model, FACTS, **arguments)
 

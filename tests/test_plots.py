@@ -8,7 +8,7 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
-from tl_subvalues.show.pictures import save_all
+from tl_subvalues.command.pictures import save_all
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

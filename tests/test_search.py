@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
-from tl_subvalues.importance.bounds import SiteBounds
+from tl_subvalues.importance.bounds import SiteBounds, site_bounds
 from tl_subvalues.numerics import softmax
 
 TABLES = ("heads", "head_positions", "attn_neurons", "ffn_neurons")
@@ -74,28 +74,19 @@ def test_bounds_hold_in_float64(family: str, scale: str, tokens: torch.Tensor) -
     """In double precision no increase lies above its upper or below its lower bound, and slack is next to nothing."""
     model = zoo.model(family, dtype=torch.float64)
     trace = tlsv.trace(model, tokens, 5, scale=scale)
-    for unit, name in (("ffn_neuron", "mlp"), ("attn_neuron", "attn"), ("head_position", "attn"), ("head", "attn")):
-        for candidates, sites in prepared(trace, unit, name):
-            number = torch.arange(int(candidates.starts[-1]))
-            increase = candidates.evaluate(number)
+    for unit in ("ffn_neuron", "attn_neuron", "head_position", "head"):
+        for candidates, sites in prepared(trace, unit):
+            increase = candidates.evaluate(torch.arange(len(candidates)))
             upper = torch.cat([s.upper(p) for s, p in zip(sites, candidates.groups, strict=True)])
             lower = torch.cat([s.lower(p) for s, p in zip(sites, candidates.groups, strict=True)])
             assert (increase <= upper + 1e-9).all()
             assert (increase >= lower - 1e-9).all()
 
 
-def prepared(trace: tlsv.Trace, unit: str, name: str):
+def prepared(trace: tlsv.Trace, unit: str):
     """Candidates and bounds of one kind of part, as a table prepares them."""
-    from tl_subvalues.importance.bounds import site_bounds
-    from tl_subvalues.importance.search import Candidates
-
-    sites = [site for site in trace.run.sites if site.sublayer == name]
-    residuals = torch.stack([site.residual for site in sites])
-    log_p = trace.readout.class_log_probs(residuals, trace.target_id)
-    mean = trace.readout.mean_columns(log_p, trace.target_id)
-    groups = [trace.run.parts(site, unit).subvalues for site in sites]
-    candidates = Candidates(trace.readout, trace.target_id, residuals, log_p, mean, groups)
-    yield candidates, site_bounds(trace.readout, residuals, log_p, mean, trace.target_id, both_sides=True)
+    candidates = trace.candidates(unit)
+    yield candidates, site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
 
 
 def test_a_broken_bound_is_caught(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -50,7 +51,7 @@ def trace(
     name: str,
     top: int,
     position: int,
-    scale: str,
+    scale: Any,
     bos: bool | None,
     json_file: str | None,
     plots_dir: str | None,
@@ -63,7 +64,7 @@ def trace(
     """
     # Imported here, so that --help and a mistyped option do not wait for transformers to load.
     from tl_subvalues.command import report as reports
-    from tl_subvalues.show.pictures import require_folder, save_all
+    from tl_subvalues.command.pictures import require_folder, save_all
     from tl_subvalues.tracing.prompt import trace as trace_prompt
 
     progress = sys.stderr.isatty()

@@ -69,6 +69,21 @@ def coefficients_of(run: Run, labels: Sequence[str]) -> list[float]:
     return found
 
 
+def require_own(run: Run, labels: Sequence[str], coefficients: Sequence[float] | None) -> None:
+    """Raise if the coefficients that a table gives are not this run's: it is of another prompt or position.
+
+    Raises:
+        ValueError: naming the first that differs.
+    """
+    if coefficients is None:
+        return
+    for label, own, given in zip(labels, coefficients_of(run, labels), coefficients, strict=True):
+        if abs(own - given) > 1e-3 * abs(own) + 1e-6:
+            raise ValueError(
+                f"the table is of another trace: {label!r} has the coefficient {given:.4g} there, {own:.4g} here."
+            )
+
+
 def through_head(run: Run, source_label: str, label: str) -> Float[Tensor, " d_model"]:
     """What a component makes a later head write: its direction behind the head's norm, W_V, W_O and what follows.
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.decomposition.parts import ExpertParts, Parts
@@ -16,7 +16,8 @@ from tl_subvalues.decomposition.subvalues import (
     WholeSubvalues,
     weighted_values,
 )
-from tl_subvalues.labels import Unit
+from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.labels import PART_OF, Unit
 from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, check_sources
 
 
@@ -28,6 +29,34 @@ class Site:
     sublayer: str
     residual: Float[Tensor, " d_model"]
     output: Float[Tensor, " d_model"]
+
+
+@dataclass(frozen=True)
+class UnitParts:
+    """All parts of one unit in a run, sublayer by sublayer."""
+
+    unit: Unit
+    numbers: tuple[int, ...]  # of the sublayers, among the run's sites
+    sites: tuple[Site, ...]
+    parts: tuple[Parts, ...]
+
+    def fields(self, group: Int[Tensor, " n"], index: Int[Tensor, " n"]) -> dict[str, Tensor]:
+        """What tells the chosen parts apart: layer, head, position, dim, neuron, as far as the unit has them.
+
+        Row i is part index[i] of sublayer group[i]. Neurons have a `coefficient`; where some layers are mixtures of
+        experts there is an `expert`, −1 in the dense ones.
+        """
+        found = {"layer": torch.tensor([site.layer for site in self.sites], dtype=torch.long)[group]}
+        for number, parts in enumerate(self.parts):
+            mine = group == number
+            for name, values in parts.fields(index[mine]).items():
+                column = found.setdefault(name, values.new_full((len(group),), -1))
+                column[mine] = values
+        return found
+
+    def sublayers(self, group: Int[Tensor, " n"]) -> list[str]:
+        """The sublayer of each chosen part: "attn", "mlp", or a mixer's name."""
+        return [self.sites[number].sublayer for number in group.tolist()]
 
 
 class Run:
@@ -142,6 +171,26 @@ class Run:
             return Parts(subvalues, {"head": n_heads, "position": len(z_p)})
         neurons = NeuronSubvalues(z_p.flatten(), attention.W_O.flatten(0, 1), attention.passage, scale)
         return Parts(neurons, {"position": len(z_p), "head": n_heads, "dim": d_head})
+
+    def parts_of(self, unit: Unit) -> UnitParts:
+        """All parts of one unit, sublayer by sublayer.
+
+        Raises:
+            UnsupportedModelError: if a sublayer has no such parts, naming all the layers that have none.
+        """
+        numbers = [i for i, site in enumerate(self.sites) if PART_OF[unit] in (None, site.sublayer)]
+        parts: list[Parts] = []
+        refused: dict[int, UnsupportedModelError] = {}
+        for number in numbers:
+            try:
+                parts.append(self.parts(self.sites[number], unit))
+            except UnsupportedModelError as error:
+                refused[self.sites[number].layer] = error
+        if refused:
+            first = next(iter(refused.values()))
+            more = f" The same holds for layers {', '.join(map(str, list(refused)[1:]))}." if len(refused) > 1 else ""
+            raise UnsupportedModelError(f"{first}{more}") from first
+        return UnitParts(unit, tuple(numbers), tuple(self.sites[number] for number in numbers), tuple(parts))
 
     def weighted_values(self, layer: int) -> Float[Tensor, "source head d_head"]:
         """z_p of every source position that the query can see.

@@ -18,6 +18,7 @@ Floating point is on top: each bound is widened by what rounding can do to it an
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import Subvalues
 from tl_subvalues.numerics.softmax import Softmax
+from tl_subvalues.readout.reading import Reading
 from tl_subvalues.readout.readout import Readout
 
 
@@ -96,36 +98,29 @@ class SiteBounds:
         return 1e-6 + self.rounding * read
 
 
-def site_bounds(
-    readout: Readout,
-    residuals: Float[Tensor, "site d_model"],
-    log_p: tuple[Float[Tensor, "site _"], ...],
-    mean: tuple[Float[Tensor, "site _"], ...],
-    token: int,
-    *,
-    both_sides: bool = False,
-) -> list[SiteBounds]:
-    """Bounds for every site; `mean` is `readout.mean_columns(log_p, token)`, best made for all sites at once.
+def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = False) -> list[SiteBounds]:
+    """Bounds for some of a reading's sites; of `bounded` readouts only.
 
-    `both_sides` also prepares the lower bounds, which takes one more product with the vocabulary. Readouts that are
-    `bounded` only.
+    `both_sides` also prepares the lower bounds, which takes one more product with the vocabulary.
     """
+    chosen, readout = list(sites), reading.readout
+    residuals = reading.residuals[chosen]
     scale = readout.scale_at(residuals)
     scale = scale.expand(len(residuals), 1) if scale.ndim else scale.expand(len(residuals)).unsqueeze(1)
     gradient, sizes = torch.zeros_like(residuals), residuals.new_zeros(len(residuals))
-    spreads: list[list[Spread]] = [[] for _ in residuals]
-    for term, p, expected in zip(readout.terms(token), log_p, mean, strict=True):
-        column = term.softmax.column(term.index)
+    spreads: list[list[Spread]] = [[] for _ in chosen]
+    for ratio, log_q, mean in zip(reading.measure.ratios, reading.log_under, reading.mean_columns, strict=True):
+        column, expected = ratio.softmax.column(ratio.over.index), mean[chosen]
 
-        def pulled_back(covectors: Tensor, softmax: Softmax = term.softmax) -> Tensor:
+        def pulled_back(covectors: Tensor, softmax: Softmax = ratio.softmax) -> Tensor:
             return readout.pulled_back(softmax.pulled_back(covectors), scale)
 
         gradient = gradient + pulled_back(column - expected)
         sizes = sizes + pulled_back(column.expand_as(expected)).norm(dim=-1) + pulled_back(expected).norm(dim=-1)
         if both_sides:
-            widest, variance = term.softmax.column_spread(p, expected)
+            widest, variance = ratio.softmax.column_spread(log_q[chosen], expected)
             for site, (r, v) in enumerate(zip(widest.tolist(), variance.tolist(), strict=True)):
-                spreads[site].append(Spread(term.softmax, r, v))
+                spreads[site].append(Spread(ratio.softmax, r, v))
     # Dot products of d numbers err by about eps sqrt(d) times the lengths multiplied; twice, for bound and evaluation.
     rounding = 2 * torch.finfo(residuals.dtype).eps * math.sqrt(residuals.shape[1]) * sizes
     return [

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.components import component_of, subvalues_of
 from tl_subvalues.decomposition.run import Run
-from tl_subvalues.readout.readout import Readout
+from tl_subvalues.readout.reading import Reading
 
 # Subvalues held at a time: 1,280 vectors of 4,096 numbers are 20 MB.
 _BLOCK = 1280
@@ -21,13 +21,13 @@ _BLOCK = 1280
 
 @dataclass(frozen=True)
 class Curve:
-    """Log-probabilities of the target; entry 0 before anything is added, entry i after the i-th component."""
+    """The target's measure in nats; entry 0 before anything is added, entry i after the i-th component."""
 
     labels: list[str]
-    log_probs: Float[Tensor, " step"]
+    measured: Float[Tensor, " step"]
 
 
-def curve_of(run: Run, readout: Readout, token: int, labels: Sequence[str]) -> Curve:
+def curve_of(run: Run, reading: Reading, labels: Sequence[str]) -> Curve:
     """Add components in the order given to the residual stream that the earliest sublayer among them reads.
 
     The first label is that residual stream's, as TransformerLens has it: `24_pre` or `24_mid`.
@@ -41,9 +41,9 @@ def curve_of(run: Run, readout: Readout, token: int, labels: Sequence[str]) -> C
     start = next(site for site in run.sites if (site.layer, site.sublayer) in named)
     stage = "mid" if run.view.layer(start.layer).reads_mid(start.sublayer) else "pre"
     reached = start.residual.double()
-    log_probs = [readout.log_prob(start.residual[None], token)]
+    measured = [reading.at(start.residual[None])]
     for first in range(0, len(labels), _BLOCK):
         added = subvalues_of(run, labels[first : first + _BLOCK]).double().cumsum(0) + reached
-        log_probs.append(readout.log_prob(added.to(start.residual), token))
+        measured.append(reading.at(added.to(start.residual)))
         reached = added[-1]
-    return Curve([f"{start.layer}_{stage}", *labels], torch.cat(log_probs))
+    return Curve([f"{start.layer}_{stage}", *labels], torch.cat(measured))

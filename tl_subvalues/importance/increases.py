@@ -12,11 +12,13 @@ log(softmax), and never subvalues × vocabulary: vectors and words come in block
 """
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.readout.reading import read
 from tl_subvalues.readout.readout import Readout
+from tl_subvalues.readout.targets import Target
 
 
 @in_full_precision
@@ -45,7 +47,7 @@ def log_prob_increase(
     for row in range(len(flat)):
         here, x, vectors = readout.at(row, rows), readout.cast(flat[row])[None], readout.cast(parts[:, row])
         site = torch.zeros(len(parts), dtype=torch.long, device=x.device)
-        columns.append(increases(here, x, here.class_log_probs(x, token), site, vectors, token))
+        columns.append(read(here, Target((token,)), x).increases(site, vectors))
     return torch.stack(columns, 1).reshape(subvalues.shape[:-1])
 
 
@@ -63,28 +65,6 @@ def prob_increase(
 def as_prob_increase(increase: Float[Tensor, "*rest"], base: Float[Tensor, "*#rest"]) -> Float[Tensor, "*rest"]:
     """Probability increase from a log-probability increase and the log-probability that it starts from."""
     return base.exp() * torch.expm1(increase)
-
-
-def increases(
-    readout: Readout,
-    residuals: Float[Tensor, "site d_model"],
-    log_p: tuple[Float[Tensor, "site _"], ...],
-    site: Int[Tensor, " n"],
-    vectors: Float[Tensor, "n d_model"],
-    token: int,
-) -> Float[Tensor, " n"]:
-    """Log-probability increase of vectors: vector i added to residuals[site[i]].
-
-    `log_p` are the word's distributions at every site, as `readout.class_log_probs(residuals, token)` gives them.
-    A zero vector scores exactly 0.
-    """
-    if readout.affine:
-        lin = readout.linear(vectors)
-        result = readout.bs_value(lin, token) - readout.log_mean_exp(lin, log_p, site, token)
-    else:
-        normed = readout.normed(residuals[site].to(vectors) + vectors)
-        result = readout.normed_log_prob(normed, token) - readout.word_log_prob(log_p, token)[site]
-    return result.masked_fill((vectors == 0).all(-1), 0.0)
 
 
 def _require_fitting(readout: Readout, residual: Tensor, subvalues: Tensor, token: int) -> None:

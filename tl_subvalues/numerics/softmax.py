@@ -6,11 +6,11 @@ softmax has one over its head (frequent words, and a class for each band of rare
 columns lie in a smaller space that `into` leads to; a rare word's log-probability is the sum of two log-softmaxes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from tl_subvalues.numerics.blocks import padded
@@ -80,16 +80,30 @@ class Softmax:
         """Before-softmax value of one class."""
         return _dot(lin, self.pulled_back(self.column(index)))
 
-    def log_prob(self, normed: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
-        """Log-probability of one class."""
-        column = self.pulled_back(self._column(index))
-        target = self._capped(_dot(normed, column) + self._bias(slice(index, index + 1)))
-        rows, shift = self._rows(normed), padded(target, self.block_sizes[0])
+    def class_logits(self, normed: Float[Tensor, "n d_model"], ids: Sequence[int]) -> Float[Tensor, "n class"]:
+        """Logits of some classes, each row by itself."""
+        made = [
+            self._capped(_dot(normed, self.pulled_back(self._column(i))) + self._bias(slice(i, i + 1))) for i in ids
+        ]
+        return torch.stack(made, -1)
+
+    def log_share(
+        self, normed: Float[Tensor, "n d_model"], over: Float[Tensor, " n"], without: Sequence[int] = ()
+    ) -> Float[Tensor, " n"]:
+        """`over` minus log Σ_t exp(z_t): a class's log-probability where `over` is its logit.
+
+        Args:
+            normed: vectors through the final norm.
+            over: what the sum is measured against, in nats.
+            without: classes that are left out of the sum.
+        """
+        rows, shift = self._rows(normed), padded(over, self.block_sizes[0])
 
         def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
-            return self._capped((rows @ W).add_(self._bias(words))).sub_(shift[at, None])
+            logits = self._capped((rows @ W).add_(self._bias(words)))
+            return _left_out(logits, words, without).sub_(shift[at, None])
 
-        return -self._log_sum_exp(rows, block)[: len(target)]
+        return -self._log_sum_exp(rows, block)[: len(over)]
 
     def log_mean_exp(
         self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
@@ -100,7 +114,7 @@ class Softmax:
         """
         lin, result = lin * self._factor, torch.zeros(len(lin), dtype=lin.dtype, device=lin.device)
         # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
-        doubtful = (log_p.amin(-1) < _SMALLEST_LOG_P)[site]
+        doubtful = _vanishes(log_p)[site]
         plain = torch.nonzero(~doubtful).flatten()
         if len(plain):
             total = self._mean_growth(lin[plain], log_p, site[plain])
@@ -151,7 +165,7 @@ class Softmax:
                 bs = lin[at] @ W
                 for j, row in enumerate(site.tolist()):
                     total[j, at] += (bs * multiples[j, at, None]).expm1_() @ p[row, words]
-        trusted = (total > -0.5) & (total < _SAFE_SUM[1]) & (log_p.amin(-1)[site, None] >= _SMALLEST_LOG_P)
+        trusted = (total > -0.5) & (total < _SAFE_SUM[1]) & ~_vanishes(log_p)[site, None]
         return total.log1p().masked_fill(~trusted, torch.nan).to(lin.dtype)[:, :n]
 
     # Columns are in their own space; `inside` leads vectors there, `pulled_back` covectors from there.
@@ -159,6 +173,10 @@ class Softmax:
     def column(self, index: int) -> Float[Tensor, " width"]:
         """One class's readout column u: bs_value(lin, index) = <inside(lin), u>."""
         return self._column(index) * self._factor
+
+    def columns(self, ids: Sequence[int]) -> Float[Tensor, "class width"]:
+        """Some classes' readout columns."""
+        return torch.stack([self.column(index) for index in ids])
 
     def mean_columns(self, log_p: Float[Tensor, "site classes"]) -> Float[Tensor, "site width"]:
         """Σ_t p_t u_t, the expected readout column under each distribution."""
@@ -282,13 +300,33 @@ class ClosedSoftmax(Softmax):
         """Before-softmax value of one class."""
         return self.bs_values(lin)[:, index]
 
-    def log_prob(self, normed: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
-        """Log-probability of one class."""
-        blocks = normed.split(VECTOR_BLOCK)
-        return torch.cat([self.logits(rows).log_softmax(-1)[:, index] for rows in blocks])
+    def class_logits(self, normed: Float[Tensor, "n d_model"], ids: Sequence[int]) -> Float[Tensor, "n class"]:
+        """Logits of some classes."""
+        return torch.cat([self.logits(rows)[:, list(ids)] for rows in normed.split(VECTOR_BLOCK)])
+
+    def log_share(
+        self, normed: Float[Tensor, "n d_model"], over: Float[Tensor, " n"], without: Sequence[int] = ()
+    ) -> Float[Tensor, " n"]:
+        """`over` minus log Σ_t exp(z_t)."""
+        pairs = zip(normed.split(VECTOR_BLOCK), over.split(VECTOR_BLOCK), strict=True)
+        everything = slice(0, self.n_classes)
+        return torch.cat([z - _left_out(self.logits(rows), everything, without).logsumexp(-1) for rows, z in pairs])
 
     def _project(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         return self._unembed(lin) - self._unembed(torch.zeros_like(lin))
+
+
+def _vanishes(log_p: Float[Tensor, "site classes"]) -> Bool[Tensor, " site"]:
+    """Whether some class all but vanishes from a distribution, of which it is a part (its log p is not −∞)."""
+    return ((log_p < _SMALLEST_LOG_P) & (log_p > -torch.inf)).any(-1)
+
+
+def _left_out(logits: Float[Tensor, "n classes"], words: slice, without: Sequence[int]) -> Float[Tensor, "n classes"]:
+    """The logits of classes `words`, those that are left out set to −∞."""
+    gone = [i - words.start for i in without if words.start <= i < words.stop]
+    if gone:
+        logits[:, gone] = -torch.inf
+    return logits
 
 
 def _dot(rows: Float[Tensor, "n d_model"], column: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:

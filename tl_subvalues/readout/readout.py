@@ -1,33 +1,33 @@
 """The residual stream in vocabulary space: final norm, unembedding, log-softmax (arXiv 2312.12141, section 3).
 
-    log p(w | x) = Σ_s [z_s(N(x))_w − log Σ_t exp z_s(N(x))_t]
+    readout(x) = N(x) W_U + b_U,    log p(w | x) = readout(x)_w − log Σ_t exp readout(x)_t
 
-with N the model's final norm, gain and bias included, and the sum over the softmaxes of the word: one in most models,
-over the unembedding's logits; in an adaptive softmax the head's and, for rarer words, their band's (`softmax.py`). The
-scale of N is a choice: *frozen* at one run's final residual stream (N is then affine, and so are the logits unless
+with N the model's final norm, gain and bias included. An adaptive softmax has several such softmaxes
+(`numerics/softmax.py`); what is asked of them is a target (`targets.py`), as the softmaxes see it a measure. The scale
+of N is a choice: *frozen* at one run's final residual stream (N is then affine, and so are the logits unless
 capped) or *recomputed* from each x (the logit lens).
 """
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.model_view import ReadoutPieces, view_of
+from tl_subvalues.model_view import Activations, ModelView, ReadoutPieces, view_of
 from tl_subvalues.numerics.blocks import in_full_precision
 from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax
+from tl_subvalues.readout.measures import measure_of, place_of
+from tl_subvalues.readout.targets import Target
+
+Scale = Literal["frozen", "recomputed"]
 
 
-@dataclass(frozen=True)
-class Term:
-    """One log-softmax that a word's log-probability is a sum of: which softmax, and the word's class in it."""
-
-    softmax: Softmax
-    index: int
+def require_scale(scale: str) -> None:
+    """Refuse a scale that is neither "frozen" nor "recomputed"."""
+    if scale not in get_args(Scale):
+        raise ValueError(f"scale is 'frozen' or 'recomputed', got {scale!r}.")
 
 
 class Readout:
@@ -52,10 +52,16 @@ class Readout:
         self._pieces: ReadoutPieces = view.readout
         self._dtype = view.compute_dtype
         self._device = view.device
-        self._softmaxes = self._make_softmaxes()
+        self.softmaxes: tuple[Softmax, ...] = self._make_softmaxes()
         self.scale: Tensor | None = (
             None if isinstance(scale, str) else torch.as_tensor(scale).detach().to(self._device, self._dtype)
         )
+
+    @classmethod
+    def frozen_at(cls, view: ModelView, activations: Activations, position: int) -> "Readout":
+        """The readout with its scale frozen at one position of a run of one prompt."""
+        scale = activations.final_scale(position)
+        return cls(view, scale=1.0 if scale is None else scale[0])
 
     @property
     def frozen(self) -> bool:
@@ -75,12 +81,17 @@ class Readout:
     @property
     def block_sizes(self) -> tuple[int, int]:
         """Vectors and words that are read at a time on this device."""
-        return self._softmaxes[0].block_sizes
+        return self.softmaxes[0].block_sizes
 
     @property
     def n_bands(self) -> int:
         """Pieces that the vocabulary is cut into, each with a softmax of its own; 1 in most models."""
-        return len(self._softmaxes)
+        return len(self.softmaxes)
+
+    def band(self, token: int) -> int:
+        """Which piece of the vocabulary a word is in: 0 for the head, and for every word where there is one piece."""
+        number, _ = place_of(self.softmaxes, token)
+        return number
 
     @property
     def d_vocab(self) -> int:
@@ -92,13 +103,13 @@ class Readout:
         """Logits as the model would compute them from this residual stream (an adaptive softmax's are log-probs)."""
         if self._pieces.normalised:
             return self.log_probs(residual)
-        return self._softmaxes[0].logits(self.normed(residual))
+        return self.softmaxes[0].logits(self.normed(residual))
 
     @in_full_precision
     def log_probs(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Log-probabilities of all words, in nats."""
         normed = self.normed(residual)
-        return self._over_words([softmax.logits(normed).log_softmax(-1) for softmax in self._softmaxes])
+        return self._over_words([softmax.logits(normed).log_softmax(-1) for softmax in self.softmaxes])
 
     @in_full_precision
     def log_prob(self, residual: Float[Tensor, "*rest d_model"], token: int) -> Float[Tensor, "*rest"]:
@@ -110,7 +121,7 @@ class Readout:
         self.require_word(token)
         normed = self.normed(residual)
         flat = normed.reshape(-1, normed.shape[-1])
-        return self.normed_log_prob(flat, token).reshape(normed.shape[:-1])
+        return measure_of(self.softmaxes, Target((token,))).value(flat).reshape(normed.shape[:-1])
 
     @in_full_precision
     def bs_values(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
@@ -121,7 +132,7 @@ class Readout:
         shifts a whole band, which its own normalisation takes out.
         """
         lin = self.linear(vectors)
-        return self._over_words([softmax.bs_values(lin) for softmax in self._softmaxes])
+        return self._over_words([softmax.bs_values(lin) for softmax in self.softmaxes])
 
     def at(self, row: int, shape: torch.Size) -> "Readout":
         """The readout of one row of residuals [*shape, d_model], rows counted as if `shape` were flattened."""
@@ -146,7 +157,7 @@ class Readout:
                 f"token id {token!r} is outside the vocabulary, whose ids run from 0 to {self.d_vocab - 1}."
             )
 
-    # What follows serves the importance scores: the two halves of the readout, before and after the norm.
+    # What follows serves what is read at many places: the two halves of the readout, before and after the norm.
 
     def normed(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """N(x), bias included, in float32 or better."""
@@ -178,113 +189,15 @@ class Readout:
             return residual.new_ones(()) if self.scale is None else self.scale
         return norm.scale(residual)
 
-    # A target word's softmaxes: what depends on how the vocabulary is cut is in these, and nowhere after them.
-
-    def terms(self, token: int) -> tuple[Term, ...]:
-        """The log-softmaxes that a word's log-probability is the sum of: one, or its band's share and its own."""
-        head, *bands = self._softmaxes
-        first = head.n_classes - len(bands)
-        if token < first:
-            return (Term(head, token),)
-        for number, band in enumerate(bands):
-            if token < first + band.n_classes:
-                return Term(head, head.n_classes - len(bands) + number), Term(band, token - first)
-            first += band.n_classes
-        raise IndexError(token)
-
-    def band(self, token: int) -> int:
-        """Which band of the vocabulary a word is in: 0 for the head, and for every word of a model with one softmax."""
-        terms = self.terms(token)
-        return self._softmaxes.index(terms[-1].softmax)
-
-    def class_log_probs(
-        self, residual: Float[Tensor, "*rest d_model"], token: int
-    ) -> tuple[Float[Tensor, "*rest _"], ...]:
-        """The distributions that a word's log-probability is read from: of each of its softmaxes, over its classes."""
-        normed = self.normed(residual)
-        return tuple(term.softmax.logits(normed).log_softmax(-1) for term in self.terms(token))
-
-    def mean_columns(
-        self, log_p: tuple[Float[Tensor, "site _"], ...], token: int
-    ) -> tuple[Float[Tensor, "site _"], ...]:
-        """Expected readout columns under each of a word's `class_log_probs`; `bounded` readouts only."""
-        return tuple(term.softmax.mean_columns(p) for term, p in zip(self.terms(token), log_p, strict=True))
-
-    def word_log_prob(self, log_p: tuple[Float[Tensor, "*rest _"], ...], token: int) -> Float[Tensor, "*rest"]:
-        """A word's log-probability from its distributions."""
-        return _sum([p[..., term.index] for term, p in zip(self.terms(token), log_p, strict=True)])
-
-    def column(self, token: int) -> Float[Tensor, " d_model"]:
-        """One word's readout column: bs_value(lin, token) = <lin, column>."""
-        return _sum([term.softmax.pulled_back(term.softmax.column(term.index)) for term in self.terms(token)])
-
-    def bs_value(self, lin: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
-        """Before-softmax value of one word for vectors already through `linear`."""
-        return _sum([term.softmax.bs_value(lin, term.index) for term in self.terms(token)])
-
-    def log_mean_exp(
-        self,
-        lin: Float[Tensor, "n d_model"],
-        log_p: tuple[Float[Tensor, "site _"], ...],
-        site: Int[Tensor, " n"],
-        token: int,
-    ) -> Float[Tensor, " n"]:
-        """Σ over a word's softmaxes of log Σ_t p_t exp(bs_t), for vectors already through `linear`.
-
-        Vector i under the distributions log_p[·][site[i]]. Never holds vectors × vocabulary. Affine readouts only.
-        """
-        pairs = zip(self.terms(token), log_p, strict=True)
-        return _sum([term.softmax.log_mean_exp(lin, p, site) for term, p in pairs])
-
-    def log_mean_exp_of_multiples(
-        self,
-        lin: Float[Tensor, "n d_model"],
-        multiples: Float[Tensor, "j n"],
-        log_p: Sequence[tuple[Float[Tensor, " _"], ...]],
-        site: Int[Tensor, " j"],
-        tokens: Sequence[int],
-    ) -> Float[Tensor, "j n"]:
-        """`log_mean_exp` of multiples[j, i] * lin[i] for the word tokens[site[j]] under log_p[site[j]].
-
-        One product with each softmax's classes for all words that it matters to. NaN where the sum is not to be
-        trusted. Affine readouts only.
-        """
-        total: Tensor | None = None
-        terms = [self.terms(token) for token in tokens]
-        for softmax in self._softmaxes:
-            mine = {
-                number: p
-                for number, (own, distributions) in enumerate(zip(terms, log_p, strict=True))
-                for term, p in zip(own, distributions, strict=True)
-                if term.softmax is softmax
-            }
-            rows = torch.tensor([j for j, number in enumerate(site.tolist()) if number in mine], dtype=torch.long)
-            if not len(rows):
-                continue
-            place = {number: i for i, number in enumerate(mine)}
-            own_site = torch.tensor([place[number] for number in site[rows].tolist()])
-            found = softmax.log_mean_exp_of_multiples(lin, multiples[rows], torch.stack(list(mine.values())), own_site)
-            if len(rows) == len(site) and total is None:
-                total = found
-            else:
-                total = torch.zeros_like(multiples) if total is None else total
-                total[rows] += found
-        assert total is not None
-        return total
-
-    def normed_log_prob(self, normed: Float[Tensor, "n d_model"], token: int) -> Float[Tensor, " n"]:
-        """Log-probability of one word for residuals already through `normed`, the vocabulary read in blocks."""
-        return _sum([term.softmax.log_prob(normed, term.index) for term in self.terms(token)])
-
-    def _make_softmaxes(self) -> list[Softmax]:
+    def _make_softmaxes(self) -> tuple[Softmax, ...]:
         pieces = self._pieces
         where: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
         if not pieces.softmaxes:
             closed = ClosedSoftmax(
                 pieces.unembed, pieces.d_vocab, factor=pieces.factor, soft_cap=pieces.soft_cap, **where
             )
-            return [closed]
-        return [Softmax(c, factor=pieces.factor, soft_cap=pieces.soft_cap, **where) for c in pieces.softmaxes]
+            return (closed,)
+        return tuple(Softmax(c, factor=pieces.factor, soft_cap=pieces.soft_cap, **where) for c in pieces.softmaxes)
 
     def _over_words(self, values: list[Tensor]) -> Tensor:
         """Values of all words from those of all classes: a band's words get their own plus their band's in the head."""
@@ -299,14 +212,6 @@ class Readout:
     def cast(self, tensor: Tensor) -> Tensor:
         """A tensor where the readout is, in float32 or better, without gradients."""
         return tensor.detach().to(device=self._device, dtype=self._dtype)
-
-
-def _sum(parts: list[Tensor]) -> Tensor:
-    """The sum of one or two tensors; one alone keeps its bits, signed zeros too."""
-    first, *rest = parts
-    for part in rest:
-        first = first + part
-    return first
 
 
 def _is_positive(scale: Any) -> bool:

@@ -1,4 +1,4 @@
 """Numbers as pandas tables, and tables as pictures.
 
-May import the rooms whose results it shows: importance and upstream.
+May import the rooms whose results it shows: importance, upstream and words.
 """

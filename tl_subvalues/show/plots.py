@@ -1,8 +1,11 @@
 """Pictures of tables, one axes each: takes the numbers as they are in the table, draws them, returns the axes.
 
+Needs matplotlib: pip install 'tl-subvalues[plots]'. Without `ax`, a figure is made.
+
 Colours are Okabe and Ito's, which the colour-blind tell apart and which differ in grey: attention is dark, FFN light.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -14,8 +17,30 @@ ATTN, FFN, OTHER, LINE = "#0072B2", "#E69F00", "#999999", "#D55E00"
 NATS = "increase of log p (nats)"
 
 
-def layers(table: pd.DataFrame, title: str, ax: Any) -> Any:
+def axes_or_new(ax: Any) -> Any:
+    """The axes given, or a new figure's.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    if ax is not None:
+        return ax
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'tl-subvalues[plots]'.") from error
+    return pyplot.subplots(figsize=(7, 4), layout="constrained")[1]
+
+
+def title(prompt: str, target: str) -> str:
+    """A prompt, its end only where it is long, and its target."""
+    shown = prompt if len(prompt) <= 40 else f"…{prompt[-39:]}"
+    return f"{shown!r} → {target!r}".replace("$", r"\$")  # a dollar sign opens mathematics
+
+
+def layers(table: pd.DataFrame, title: str, ax: Any = None) -> Any:
     """Two bars a layer, attention and FFN: what each sublayer's output adds to the target's log-probability."""
+    ax = axes_or_new(ax)
     for sublayer, name, colour, shift in (("attn", "attention", ATTN, -0.2), ("mlp", "FFN", FFN, 0.2)):
         rows = table[table["sublayer"] == sublayer]
         ax.bar(rows["layer"] + shift, rows["log_prob_increase"], width=0.4, color=colour, label=name)
@@ -24,8 +49,9 @@ def layers(table: pd.DataFrame, title: str, ax: Any) -> Any:
     return _labelled(ax, "layer", NATS, f"Sublayers for {title}")
 
 
-def heads(table: pd.DataFrame, title: str, ax: Any, named: int = 3) -> Any:
+def heads(table: pd.DataFrame, title: str, ax: Any = None, named: int = 3) -> Any:
     """Heat map of heads by layer; the strongest few carry their labels."""
+    ax = axes_or_new(ax)
     grid = table.pivot(index="layer", columns="head", values="log_prob_increase")
     grid = grid.reindex(range(grid.index.min(), grid.index.max() + 1))  # a layer without attention stays empty
     limit = max(float(np.nanmax(np.abs(grid.to_numpy()))), 1e-12)
@@ -43,8 +69,13 @@ def heads(table: pd.DataFrame, title: str, ax: Any, named: int = 3) -> Any:
     return _labelled(ax, "head", "layer", f"Attention heads for {title}")
 
 
-def neurons_per_layer(counts: pd.DataFrame, title: str, ax: Any) -> Any:
-    """How many of the chosen neurons each layer has; one line a kind (column), one point a layer (row)."""
+def neurons_per_layer(tables: Mapping[str, pd.DataFrame], n_layers: int, title: str, ax: Any = None) -> Any:
+    """How many of the chosen neurons each layer has; one line a table, one point a layer."""
+    ax = axes_or_new(ax)
+    layers = range(n_layers)
+    counts = pd.DataFrame(
+        {name: table["layer"].value_counts().reindex(layers, fill_value=0) for name, table in tables.items()}
+    )
     styles = ((ATTN, "s", "-"), (FFN, "o", "-"), (LINE, "^", "--"), (OTHER, "v", ":"))
     for (name, column), (colour, marker, line) in zip(counts.items(), styles, strict=False):
         ax.plot(column.index, column, color=colour, marker=marker, linestyle=line, markersize=4, label=name)
@@ -52,8 +83,9 @@ def neurons_per_layer(counts: pd.DataFrame, title: str, ax: Any) -> Any:
     return _labelled(ax, "layer", "neurons", f"Top neurons for {title}")
 
 
-def curve(table: pd.DataFrame, title: str, ax: Any) -> Any:
+def curve(table: pd.DataFrame, title: str, ax: Any = None) -> Any:
     """Log p (left, solid) and p (right, dashed) of the target as subvalues are added one at a time."""
+    ax = axes_or_new(ax)
     (left,) = ax.plot(table["step"], table["log_prob"], color=ATTN, label="log p")
     right_axis = ax.twinx()
     (right,) = right_axis.plot(table["step"], table["prob"], color=LINE, linestyle="--", label="p")
@@ -63,8 +95,9 @@ def curve(table: pd.DataFrame, title: str, ax: Any) -> Any:
     return _labelled(ax, "subvalues added", "log p (nats)", f"From {table['label'].iloc[0]} on: {title}")
 
 
-def activations(table: pd.DataFrame, title: str, ax: Any, top: int | None = 15) -> Any:
+def activations(table: pd.DataFrame, title: str, ax: Any = None, top: int | None = 15) -> Any:
     """Bars of the components that drove a neuron most, in the table's order; the rest together as the last bar."""
+    ax = axes_or_new(ax)
     shown, rest = table.head(top or len(table)), table.iloc[top or len(table) :]
     names, scores = shown["label"].tolist(), shown["score"].tolist()
     colours = [_colour(name) for name in names]

@@ -1,15 +1,17 @@
 """Rankings as pandas tables, with the labels and columns that each kind of part has."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import Tensor
 
 from tl_subvalues.importance.curve import Curve
 from tl_subvalues.labels import Unit, labels_in, labels_of, parse_label, require_different
 from tl_subvalues.upstream.activation import ActivationScores
 from tl_subvalues.upstream.query import QueryScores
+from tl_subvalues.words.vocabulary import Words
 
 COLUMNS: dict[Unit, list[str]] = {
     "sublayer": ["layer", "sublayer"],
@@ -18,7 +20,6 @@ COLUMNS: dict[Unit, list[str]] = {
     "attn_neuron": ["layer", "head", "dim", "position", "token", "coefficient"],
     "ffn_neuron": ["layer", "expert", "neuron", "coefficient"],
 }
-_NO_EXPERT = -1
 
 _DTYPES: dict[str, Any] = {
     **dict.fromkeys(("layer", "head", "dim", "position", "expert", "neuron"), np.int64),
@@ -29,65 +30,50 @@ _DTYPES: dict[str, Any] = {
 
 def ranked_table(
     unit: Unit,
-    sites: Sequence[tuple[int, str]],
-    fields: Sequence[Callable[[Any], Mapping[str, Any]]],
-    group: np.ndarray,
-    index: Any,
+    fields: Mapping[str, Tensor],
+    sublayers: Sequence[str],
+    increases: Mapping[str, Tensor],
     tokens: Sequence[str],
 ) -> pd.DataFrame:
-    """One row a part, in the order of a ranking: its label and the columns of its kind.
+    """One row a part, in the order of a ranking: its label, the columns of its unit, its increases.
 
     Where some layers have mixtures of experts, FFN neurons have a column `expert`, missing (<NA>) in dense layers.
 
     Args:
         unit: kind of part.
-        sites: (layer, sublayer) of each group.
-        fields: for each group, what gives the columns of its parts from their indices.
-        group: group of each row.
-        index: index in its group of each row.
+        fields: layer, head, position and so on of each row; `expert` is −1 in a dense layer.
+        sublayers: of each row.
+        increases: a column for each.
         tokens: the prompt's, for rows that have a source position.
     """
-    columns: dict[str, np.ndarray] = {name: np.empty(len(group), dtype=_DTYPES[name]) for name in COLUMNS[unit]}
-    experts = False
-    for number, ((layer, sublayer), fields_of) in enumerate(zip(sites, fields, strict=True)):
-        mine = group == number
-        found = {"layer": layer, "sublayer": sublayer, "expert": _NO_EXPERT, **fields_of(index[mine])}
-        experts = experts or found["expert"] is not _NO_EXPERT
-        for name, values in found.items():
-            if name in columns:
-                columns[name][mine] = values
+    columns: dict[str, np.ndarray] = {
+        name: fields[name].numpy().astype(_DTYPES[name]) if name in fields else np.empty(len(sublayers), dtype=object)
+        for name in COLUMNS[unit]
+        if name != "expert" or name in fields
+    }
+    if "sublayer" in columns:
+        columns["sublayer"][:] = sublayers
     if "token" in columns:
         columns["token"][:] = np.array([*tokens, ""], dtype=object)[columns["position"]]
     numbers = {name: column.tolist() for name, column in columns.items()}
     if "expert" in numbers:
-        numbers["expert"] = [None if expert == _NO_EXPERT else expert for expert in numbers["expert"]]
+        numbers["expert"] = [None if expert < 0 else expert for expert in numbers["expert"]]
     table = pd.DataFrame({"label": labels_of(unit, numbers), **columns})
-    if "expert" not in columns:
-        return table
-    if not experts:
-        return table.drop(columns="expert")
-    table["expert"] = table["expert"].astype("Int64").where(table["expert"] != _NO_EXPERT)
+    if "expert" in columns:
+        table["expert"] = table["expert"].astype("Int64").where(table["expert"] >= 0)
+    for name, values in increases.items():
+        table[name] = values.numpy()
     return table
 
 
-def vocabulary_table(
-    label: str | None, sides: Mapping[str, tuple[Sequence[str], Sequence[int], Sequence[float]]]
-) -> pd.DataFrame:
-    """Top and bottom tokens of one component: per side its tokens, their ids and bs-values in rank order."""
-    first = {} if label is None else {"label": label}
-    frames = [
-        pd.DataFrame(
-            {
-                **first,
-                "side": side,
-                "rank": np.arange(1, len(tokens) + 1),
-                "token": list(tokens),
-                "token_id": list(ids),
-                "bs_value": list(values),
-            }
-        )
-        for side, (tokens, ids, values) in sides.items()
-    ]
+def vocabulary_table(words: Iterable[Words], with_label: bool) -> pd.DataFrame:
+    """One row a word: [label,] side, rank, token, token_id, bs_value, and its band where the vocabulary has several."""
+    frames = []
+    for side in words:
+        columns: dict[str, Any] = {"label": side.label} if with_label else {}
+        columns |= {"side": side.side, "rank": np.arange(1, len(side.ids) + 1), "token": side.tokens}
+        columns |= {"token_id": side.ids, "bs_value": side.values}
+        frames.append(pd.DataFrame(columns if side.bands is None else {**columns, "band": side.bands}))
     return pd.concat(frames, ignore_index=True)
 
 
@@ -121,7 +107,7 @@ def query_table(unit: Unit, scores: QueryScores, top: int | None, tokens: Sequen
 
 def curve_table(curve: Curve) -> pd.DataFrame:
     """One row a step."""
-    log_prob = curve.log_probs.cpu().double().numpy()
+    log_prob = curve.measured.cpu().double().numpy()
     steps = np.arange(len(curve.labels))
     return pd.DataFrame({"step": steps, "label": curve.labels, "prob": np.exp(log_prob), "log_prob": log_prob})
 

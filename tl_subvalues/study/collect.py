@@ -8,10 +8,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from tl_subvalues.model_view import ModelView, view_of
+from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.study.facts import Fact, check_facts, read_rows
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.record import record_path, resumed, run_settings
-from tl_subvalues.tracing.prompt import require_scale, trace
+from tl_subvalues.tracing.prompt import trace
 
 UNITS = ("ffn_neuron", "attn_neuron", "head")
 
@@ -22,7 +23,7 @@ def collect(
     *,
     top: int = 300,
     positions: bool = False,
-    scale: str = "frozen",
+    scale: Scale = "frozen",
     prepend_bos: bool | None = None,
     on_error: str = "stop",
     out: Any = None,
@@ -97,7 +98,7 @@ class UnitSum:
 
 
 def fact_units(
-    view: ModelView, fact: Fact, top: int, positions: bool, scale: str
+    view: ModelView, fact: Fact, top: int, positions: bool, scale: Scale
 ) -> dict[str, dict[str, tuple[float, int]]]:
     """The top units of one fact: kind -> label -> (increase in nats, rank from 1)."""
     traced = trace(view.model, fact.tokens, fact.target_id, scale=scale)

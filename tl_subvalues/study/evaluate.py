@@ -17,11 +17,12 @@ from tl_subvalues.ablation.ablate import outcomes
 from tl_subvalues.ablation.hooks import Mode
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import ModelView, view_of
+from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.study.facts import Fact, check_facts, read_rows
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.rankings import Ranking, Scores, chosen_rankings
 from tl_subvalues.study.record import record_path, resumed, run_settings
-from tl_subvalues.tracing.prompt import require_scale, trace
+from tl_subvalues.tracing.prompt import trace
 
 KS = (10, 50, 300)
 MEASURES = ("mrr", "prob", "log_prob")
@@ -38,7 +39,7 @@ def evaluate(
     ks: Sequence[int] = KS,
     seed: int = 0,
     by: str | Sequence[str] | None = None,
-    scale: str = "frozen",
+    scale: Scale = "frozen",
     prepend_bos: bool | None = None,
     on_error: str = "stop",
     out: Any = None,
@@ -111,7 +112,7 @@ class KnockOut:
 
 
 def knock_outs(
-    view: ModelView, fact: Fact, rankings: Mapping[str, Ranking], ks: Sequence[int], scale: str
+    view: ModelView, fact: Fact, rankings: Mapping[str, Ranking], ks: Sequence[int], scale: Scale
 ) -> list[KnockOut]:
     """One fact: the top of each ranking, and what knocking it out does."""
     traced = trace(view.model, fact.tokens, fact.target_id, scale=scale)

@@ -21,9 +21,11 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import NeuronSubvalues
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.importance.search import Candidates, rank
+from tl_subvalues.importance.candidates import Candidates
+from tl_subvalues.importance.search import rank
 from tl_subvalues.labels import ffn_neuron_label
 from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.readout.measures import measure_of
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.tracing.trace import Trace
 
@@ -67,13 +69,13 @@ def ffn_parts(trace: Trace) -> list[tuple[int, NeuronSubvalues]]:
     Raises:
         UnsupportedModelError: if a layer has no neurons of its own (a mixture of experts), naming it; if none has any.
     """
-    prepared = trace.candidates("ffn_neuron")
-    if not prepared.parts:
+    listed = trace.candidates("ffn_neuron").parts
+    if not listed.parts:
         raise UnsupportedModelError(
             f"{trace.run.view.name} has no FFN neurons to rank; its heads are in trace.heads()."
         )
     found: list[tuple[int, NeuronSubvalues]] = []
-    for site, part in zip(prepared.sites, prepared.parts, strict=True):
+    for site, part in zip(listed.sites, listed.parts, strict=True):
         if not isinstance(part.subvalues, NeuronSubvalues):
             raise UnsupportedModelError(
                 f"{trace.run.view.name}: layer {site.layer} is a mixture of experts, whose neurons the rankings do not "
@@ -85,27 +87,26 @@ def ffn_parts(trace: Trace) -> list[tuple[int, NeuronSubvalues]]:
 
 def log_prob_increase(trace: Trace) -> Float[Tensor, " neuron"]:
     """How much each neuron's subvalue raises the target's log-probability, in nats."""
-    return _swept(trace.candidates("ffn_neuron").candidates)
+    return _swept(trace.candidates("ffn_neuron"))
 
 
 @in_full_precision
 def prob_increase(trace: Trace) -> Float[Tensor, " neuron"]:
     """How much each neuron's subvalue raises the target's probability."""
     candidates = _by_probability(trace)
-    group = torch.repeat_interleave(torch.arange(len(candidates.groups)), candidates.starts.diff())
+    group, _ = candidates.numbering.locate(torch.arange(len(candidates)))
     return candidates.measured(_swept(candidates), group)
 
 
 def _by_probability(trace: Trace) -> Candidates:
-    candidates = trace.candidates("ffn_neuron").candidates
-    return replace(candidates, by_prob=True)
+    return replace(trace.candidates("ffn_neuron"), by_prob=True)
 
 
 @in_full_precision
 def _swept(candidates: Candidates) -> Float[Tensor, " neuron"]:
-    ranking = rank(candidates)
-    scores = torch.zeros_like(ranking.increase)
-    scores[candidates.starts[ranking.group] + ranking.index] = ranking.increase
+    ranked = rank(candidates)
+    scores = torch.zeros_like(ranked.increase)
+    scores[candidates.numbering.starts[ranked.group] + ranked.index] = ranked.increase
     return scores
 
 
@@ -130,10 +131,9 @@ def coefficient_times_norm(trace: Trace) -> Float[Tensor, " neuron"]:
 @in_full_precision
 def direct_logit_attribution(trace: Trace) -> Float[Tensor, " neuron"]:
     """The target's bs-value of the subvalue, at the final scale of the run (before a logit soft cap)."""
-    scale = trace.run.activations.final_scale(trace.position)
-    readout = Readout(trace.model, scale=1.0 if scale is None else scale[0])
+    readout = Readout.frozen_at(trace.run.view, trace.run.activations, trace.position)
     at = readout.scale_at(trace.run.activations.final_residual(trace.position)[0])
-    column = readout.pulled_back(readout.column(trace.target_id), at)
+    column = readout.pulled_back(measure_of(readout.softmaxes, trace.target).column(), at)
     return torch.cat([parts.inner_products(column) for _, parts in ffn_parts(trace)])
 
 
@@ -178,8 +178,8 @@ def _top_by_log_probability(trace: Trace, k: int) -> list[str]:
 
 @in_full_precision
 def _top_by_probability(trace: Trace, k: int) -> list[str]:
-    ranking = rank(_by_probability(trace), top=k)
-    return [str(label) for label in trace.table(trace.candidates("ffn_neuron"), ranking)["label"]]
+    candidates = _by_probability(trace)
+    return [str(label) for label in trace.table(candidates, rank(candidates, top=k))["label"]]
 
 
 RANKINGS: dict[str, Ranking] = {

@@ -5,12 +5,13 @@ from typing import Any
 import torch
 
 from tl_subvalues.model_view import answer_tokens, prompt_tokens, view_of
+from tl_subvalues.readout.readout import Scale
 from tl_subvalues.tracing.batch import TraceBatch
 from tl_subvalues.tracing.prompt import trace
 
 
 def trace_answer(
-    model: Any, prompt: Any, answer: Any, *, scale: str = "frozen", prepend_bos: bool | None = None
+    model: Any, prompt: Any, answer: Any, *, scale: Scale = "frozen", prepend_bos: bool | None = None
 ) -> TraceBatch:
     """Trace every token of an answer in turn; their log-probs add up to the answer's.
 

@@ -20,10 +20,9 @@ from tl_subvalues.model_view import (
 )
 from tl_subvalues.model_view.indexing import resolve_index
 from tl_subvalues.numerics.blocks import in_full_precision
-from tl_subvalues.readout.readout import Readout
+from tl_subvalues.readout.readout import Readout, Scale, require_scale
+from tl_subvalues.readout.targets import Target
 from tl_subvalues.tracing.trace import Trace
-
-SCALES = ("frozen", "recomputed")
 
 
 def trace(
@@ -32,7 +31,7 @@ def trace(
     target: Any,
     *,
     position: int = -1,
-    scale: str = "frozen",
+    scale: Scale = "frozen",
     prepend_bos: bool | None = None,
     cache: Any = None,
 ) -> Trace:
@@ -59,13 +58,13 @@ def trace(
     view = view_of(model)
     require_scale(scale)
     tokens = prompt_tokens(view, prompt, prepend_bos)
-    target_id = resolve_target(view, target)
+    asked = Target((resolve_target(view, target),))
     at = resolve_index(position, len(tokens), "position")
     if cache is None:
         logits, cache = view.run(tokens)
-        return trace_of_run(view, tokens, target_id, at, scale, cache, logits)
+        return trace_of_run(view, tokens, asked, at, scale, cache, logits)
     _require_same_prompt(view, Activations(view, cache), tokens)
-    made = trace_of_run(view, tokens, target_id, at, scale, cache, None)
+    made = trace_of_run(view, tokens, asked, at, scale, cache, None)
     _check_readout_anew(view, tokens)
     return made
 
@@ -74,42 +73,35 @@ def trace(
 def trace_of_run(
     view: ModelView,
     tokens: Int[Tensor, " pos"],
-    target_id: int,
+    target: Target,
     position: int,
-    scale: str,
+    scale: Scale,
     cache: Any,
     logits: Float[Tensor, "pos vocab"] | None,
 ) -> Trace:
     """The trace of a run, its sums checked and, where its logits are known, its readout."""
     activations = Activations(view, cache)
     check_run(view, activations, position)
-    final_scale = activations.final_scale(position)
     check_final_scale(view, activations, position)
-    frozen = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
+    frozen = Readout.frozen_at(view, activations, position)
     log_probs = frozen.log_probs(activations.final_residual(position)[0])
     if logits is not None:
         check_readout(view, log_probs, logits[position])
     return Trace(
         tokens=tokens,
         str_tokens=decode_each(view, tokens.tolist()),
-        target_id=target_id,
-        target_token=decode_each(view, [target_id])[0],
+        target=target,
+        target_token=decode_each(view, [target.first])[0],
         position=position,
-        log_prob=float(log_probs[target_id]),
-        prob=float(log_probs[target_id].exp()),
-        rank=1 + int((log_probs > log_probs[target_id]).sum()),
+        log_prob=float(target.log_prob(log_probs)),
+        prob=float(target.log_prob(log_probs).exp()),
+        rank=int(target.rank(log_probs)),
         scale=scale,
         model=view.model,
         cache=cache,
         readout=frozen if scale == "frozen" else Readout(view, scale="recomputed"),
         run=Run(view, activations, position),
     )
-
-
-def require_scale(scale: str) -> None:
-    """Refuse a scale that is neither "frozen" nor "recomputed"."""
-    if scale not in SCALES:
-        raise ValueError(f"scale is 'frozen' or 'recomputed', got {scale!r}.")
 
 
 def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[Tensor, " pos"]) -> None:
@@ -137,6 +129,5 @@ def _check_readout_anew(view: ModelView, tokens: Int[Tensor, " pos"]) -> None:
     """Compare our readout with the model's own logits on a few tokens, where a given cache came without logits."""
     logits, cache = view.run(tokens[:4])
     activations = Activations(view, cache)
-    final_scale = activations.final_scale(-1)
-    readout = Readout(view, scale=1.0 if final_scale is None else final_scale[0])
+    readout = Readout.frozen_at(view, activations, -1)
     check_readout(view, readout.log_probs(activations.final_residual(-1)[0]), logits[-1])

@@ -1,31 +1,28 @@
 """A trace: one prompt and one target, and the tables that are made of its run on request."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from tl_subvalues.ablation.ablate import ablate
-from tl_subvalues.decomposition.components import coefficients_of, through_head, written
-from tl_subvalues.decomposition.parts import Parts
-from tl_subvalues.decomposition.run import Run, Site
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.decomposition.components import require_own
+from tl_subvalues.decomposition.run import Run
+from tl_subvalues.importance.candidates import Candidates, Ranked
 from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.increases import as_prob_increase
-from tl_subvalues.importance.search import Candidates, Ranking, rank, require_top
-from tl_subvalues.labels import PART_OF, Unit, labels_in, require_different, sublayer_label
-from tl_subvalues.model_view import (
-    ModelView,
-    decode_each,
-)
+from tl_subvalues.importance.search import rank, require_top
+from tl_subvalues.labels import Unit, labels_in, require_different, sublayer_label
 from tl_subvalues.numerics.blocks import in_full_precision
-from tl_subvalues.readout.readout import Readout
-from tl_subvalues.show.pictures import Pictures
+from tl_subvalues.readout.reading import Reading, read
+from tl_subvalues.readout.readout import Readout, Scale
+from tl_subvalues.readout.targets import Target
+from tl_subvalues.show import plots
 from tl_subvalues.show.tables import (
     activation_table,
     coefficients_in,
@@ -37,46 +34,39 @@ from tl_subvalues.show.tables import (
 )
 from tl_subvalues.upstream.activation import By, activation_scores
 from tl_subvalues.upstream.query import query_scores
-
-# Components read in vocabulary space at a time: 64 rows of 256,000 words are 64 MB.
-_LABELS = 64
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """All parts of one kind of a trace: where they are added, what they are, and how they are scored."""
-
-    unit: Unit
-    sites: list[Site]
-    parts: list[Parts]
-    candidates: Candidates
+from tl_subvalues.words.vocabulary import vocabulary
 
 
 @dataclass(frozen=True, eq=False)
-class Trace(Pictures):
+class Trace:
     """One prompt, one target, taken apart; made by `trace`. Tables are pandas DataFrames, labels TransformerLens's."""
 
     tokens: Int[Tensor, " pos"]
     str_tokens: list[str]
-    target_id: int
+    target: Target
     target_token: str
     position: int  # where the target is predicted, counted from the front
     log_prob: float  # of the target, in nats
     prob: float
     rank: int  # of the target among all words; 1 is the top
-    scale: str
+    scale: Scale
     model: Any = field(repr=False)
     cache: Any = field(repr=False)
     readout: Readout = field(repr=False)
     run: Run = field(repr=False)
+
+    @property
+    def target_id(self) -> int:
+        """The target's token id."""
+        return self.target.first
 
     def layers(self) -> pd.DataFrame:
         """Every sublayer's output, in order of computation: columns label, layer, sublayer, and the two increases.
 
         In hybrid models, a convolution, state space or linear attention is a sublayer too, such as `0_conv_out`.
         """
-        table = self._table("sublayer", None, True, False)
-        order = {sublayer_label(site.layer, site.sublayer): i for i, site in enumerate(self._sites)}
+        table = self._table("sublayer", None)
+        order = {sublayer_label(site.layer, site.sublayer): i for i, site in enumerate(self.run.sites)}
         return table.sort_values("label", key=lambda labels: labels.map(order), ignore_index=True)
 
     def heads(self, top: int | None = None, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
@@ -123,17 +113,8 @@ class Trace(Pictures):
             raise ValueError(f"k is a positive number, got {k!r}.")
         labels = labels_in(label)
         self.run.require_same_weights()
-        tables = []
-        for name, values in zip(labels, self._bs_values(labels, through), strict=True):
-            sides = {}
-            for side, largest in (("top", True), ("bottom", False)):
-                best = torch.topk(values, min(k, len(values)), largest=largest)
-                ids = best.indices.tolist()
-                sides[side] = (decode_each(self._view, ids), ids, best.values.tolist())
-            tables.append(vocabulary_table(None if isinstance(label, str) else name, sides))
-            if self.readout.n_bands > 1:
-                tables[-1]["band"] = [self.readout.band(token) for token in tables[-1]["token_id"]]
-        return pd.concat(tables, ignore_index=True)
+        words = vocabulary(self.run, self.readout, labels, k, through)
+        return vocabulary_table(words, with_label=not isinstance(label, str))
 
     @in_full_precision
     def activations(self, label: str, by: By = "sublayer") -> pd.DataFrame:
@@ -198,113 +179,83 @@ class Trace(Pictures):
         self.run.require_same_weights()
         labels = labels_in(table)
         require_different(labels)
-        self._require_own(labels, coefficients_in(table))
-        return curve_table(curve_of(self.run, self.readout, self.target_id, labels))
+        require_own(self.run, labels, coefficients_in(table))
+        return curve_table(curve_of(self.run, self.reading, labels))
 
     @in_full_precision
     def _queries(self, unit: Unit, values: Any, top: int | None) -> pd.DataFrame:
         self.run.require_same_weights()
         top = require_top(top)
         labels, increases = value_neurons_in(values)
-        self._require_own(labels, coefficients_in(values))
+        require_own(self.run, labels, coefficients_in(values))
         return query_table(unit, query_scores(self.run, labels, increases, unit), top, self.str_tokens)
 
     def ablate(
         self, labels: Any, *, mode: str | float = "zero", position: int | None = None, reference: Any = None
     ) -> pd.Series:
         """The target's log_prob, prob and rank, `_before` and `_after`; arguments and errors as `ablation_hooks`."""
-        return pd.Series(ablate(self._view, self, labels, mode, position, reference))
+        return pd.Series(ablate(self.run.view, self, labels, mode, position, reference))
 
-    def _require_own(self, labels: Sequence[str], coefficients: Sequence[float] | None) -> None:
-        """Raise if a table's coefficients are not this run's: it is of another prompt or position."""
-        if coefficients is None:
-            return
-        for label, own, given in zip(labels, coefficients_of(self.run, labels), coefficients, strict=True):
-            if abs(own - given) > 1e-3 * abs(own) + 1e-6:
-                raise ValueError(
-                    f"the table is of another trace: {label!r} has the coefficient {given:.4g} there, {own:.4g} here."
-                )
+    def plot_layers(self, *, ax: Any = None) -> Any:
+        """Bars: log-probability increase of every attention and FFN output, by layer."""
+        return plots.layers(self.layers(), self._title(), ax)
 
-    def _bs_values(self, labels: Sequence[str], through: str | None) -> Iterator[Float[Tensor, " vocab"]]:
-        """Bs-values of labelled components one by one, the vocabulary read once for every few of them."""
-        for start in range(0, len(labels), _LABELS):
-            names = labels[start : start + _LABELS]
-            rows = [written(self.run, n) if through is None else through_head(self.run, n, through) for n in names]
-            yield from self.readout.bs_values(torch.stack(rows))
+    def plot_heads(self, *, ax: Any = None) -> Any:
+        """Heat map: log-probability increase of every head, by layer; the strongest carry their labels."""
+        return plots.heads(self.heads(), self._title(), ax)
 
-    @property
-    def _view(self) -> ModelView:
-        return self.run.view
+    def plot_neurons(self, top: int = 300, *, ax: Any = None) -> Any:
+        """Lines: in which layers the top value neurons are, and the top query neurons that switch them on."""
+        values = [self.attn_neurons(top=top), self.ffn_neurons(top=top)]
+        query = self.query_ffn_neurons(pd.concat(values, ignore_index=True), top=top)
+        kinds = {"attention value neurons": values[0], "FFN value neurons": values[1], "FFN query neurons": query}
+        return plots.neurons_per_layer(kinds, self.run.view.n_layers, f"{self._title()} (top {top})", ax)
 
-    @property
-    def _sites(self) -> list[Site]:
-        return self.run.sites
+    def plot_curve(self, table: Any = None, *, ax: Any = None) -> Any:
+        """Lines: log p and p as the rows of a table (by default `layers()`) are added one at a time."""
+        return plots.curve(self.curve(self.layers() if table is None else table), self._title(), ax)
 
-    @cached_property
-    def _log_probs(self) -> tuple[Float[Tensor, "site _"], ...]:
-        """The target's distributions at every sublayer's input."""
-        return self.readout.class_log_probs(torch.stack([site.residual for site in self._sites]), self.target_id)
+    def plot_activations(self, label: str, by: By = "sublayer", top: int | None = 15, *, ax: Any = None) -> Any:
+        """Bars: the components that drove a neuron most, and all others together."""
+        return plots.activations(self.activations(label, by), self._title(), ax, require_top(top))
+
+    def _title(self) -> str:
+        return plots.title("".join(self.str_tokens[: self.position + 1]), self.target_token)
 
     @cached_property
-    def _mean_columns(self) -> tuple[Float[Tensor, "site _"], ...]:
-        """Expected readout columns at every sublayer's input, which the search's bounds need; all in one product."""
-        return self.readout.mean_columns(self._log_probs, self.target_id) if self.readout.bounded else ()
+    def reading(self) -> Reading:
+        """The target at every sublayer's input: what increases are measured from."""
+        return read(self.readout, self.target, torch.stack([site.residual for site in self.run.sites]))
 
     @in_full_precision
-    def candidates(self, unit: Unit) -> "Prepared":
-        """All parts of one kind, ready to be ranked; what every table starts from.
+    def candidates(self, unit: Unit) -> Candidates:
+        """All parts of one unit, ready to be ranked; what every table starts from.
 
         Raises:
             UnsupportedModelError: if a layer has no such parts, naming all that have none.
         """
         self.run.require_same_weights()
-        numbers = [i for i, site in enumerate(self._sites) if PART_OF[unit] in (None, site.sublayer)]
-        sites = [self._sites[i] for i in numbers]
-        parts = self._all_parts(sites, unit)
-        found = Candidates(
-            self.readout,
-            self.target_id,
-            torch.stack([site.residual for site in self._sites])[numbers],
-            tuple(log_p[numbers] for log_p in self._log_probs),
-            tuple(mean[numbers] for mean in self._mean_columns),
-            [part.subvalues for part in parts],
-        )
-        return Prepared(unit, sites, parts, found)
+        return Candidates(self.reading, self.run.parts_of(unit))
 
     @in_full_precision
-    def table(self, prepared: "Prepared", ranking: Ranking) -> pd.DataFrame:
-        """A ranking of this trace's parts as a table, with its certificate in `attrs`."""
-        base = prepared.candidates.base.cpu()[ranking.group]
+    def table(self, candidates: Candidates, ranked: Ranked) -> pd.DataFrame:
+        """Ranked candidates as a table, with their certificate in `attrs`."""
+        parts, base = candidates.parts, candidates.base.cpu()[ranked.group]
+        increases = {
+            "log_prob_increase": ranked.increase,
+            "prob_increase": as_prob_increase(ranked.increase, base),
+        }
         table = ranked_table(
-            prepared.unit,
-            [(site.layer, site.sublayer) for site in prepared.sites],
-            [part.fields for part in prepared.parts],
-            ranking.group.numpy(),
-            ranking.index,
+            parts.unit,
+            parts.fields(ranked.group, ranked.index),
+            parts.sublayers(ranked.group),
+            increases,
             self.str_tokens,
         )
-        table["log_prob_increase"] = ranking.increase.numpy()
-        table["prob_increase"] = as_prob_increase(ranking.increase, base).numpy()
-        table.attrs["certificate"] = asdict(ranking.certificate)
+        table.attrs["certificate"] = asdict(ranked.certificate)
         return table
 
     @in_full_precision
-    def _table(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
-        prepared = self.candidates(unit)
-        ranking = rank(prepared.candidates, top=top, largest=largest, show_progress=show_progress)
-        return self.table(prepared, ranking)
-
-    def _all_parts(self, sites: list[Site], unit: Unit) -> list[Parts]:
-        """The parts of every site; one error that names all the layers that have none."""
-        parts: list[Parts] = []
-        refused: dict[int, UnsupportedModelError] = {}
-        for site in sites:
-            try:
-                parts.append(self.run.parts(site, unit))
-            except UnsupportedModelError as error:
-                refused[site.layer] = error
-        if refused:
-            first = next(iter(refused.values()))
-            more = f" The same holds for layers {', '.join(map(str, list(refused)[1:]))}." if len(refused) > 1 else ""
-            raise UnsupportedModelError(f"{first}{more}") from first
-        return parts
+    def _table(self, unit: Unit, top: int | None, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+        candidates = self.candidates(unit)
+        return self.table(candidates, rank(candidates, top=top, largest=largest, show_progress=show_progress))

@@ -1,0 +1,4 @@
+"""Vectors read in words: the tokens that a component writes and suppresses.
+
+May import the model view, the readout and the decomposition.
+"""
