@@ -1,40 +1,66 @@
 """Where in a model is a fact stored? Subvalues of TransformerLens models, scored by the log-probability they add.
 
 Method: Yu & Ananiadou, "Locating Factual Knowledge in Large Language Models" (arXiv 2312.12141).
+
+What this module names is the public surface, `import tl_subvalues as tlsv`; everything below it may change. A name is
+imported when it is first asked for (PEP 562), so that the command's help does not wait for torch.
 """
 
-from tl_subvalues import baevski18
-from tl_subvalues.ablation.ablate import ablation_hooks
-from tl_subvalues.decomposition.stacks import attn_subvalues, ffn_subvalues
-from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
-from tl_subvalues.importance.increases import log_prob_increase, prob_increase
-from tl_subvalues.loading.models import load_model
-from tl_subvalues.readout.readout import Readout
-from tl_subvalues.study.collect import collect
-from tl_subvalues.study.evaluate import evaluate
-from tl_subvalues.study.rankings import RANKINGS
-from tl_subvalues.tracing.answer import trace_answer
-from tl_subvalues.tracing.batch import TraceBatch, trace_batch
-from tl_subvalues.tracing.prompt import trace
-from tl_subvalues.tracing.trace import Trace
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "RANKINGS",
-    "Readout",
-    "Trace",
-    "TraceBatch",
-    "UnknownWordsWarning",
-    "UnsupportedModelError",
-    "ablation_hooks",
-    "attn_subvalues",
-    "baevski18",
-    "collect",
-    "evaluate",
-    "ffn_subvalues",
-    "load_model",
-    "log_prob_increase",
-    "prob_increase",
-    "trace",
-    "trace_answer",
-    "trace_batch",
-]
+if TYPE_CHECKING:
+    from tl_subvalues import baevski18 as baevski18
+    from tl_subvalues.ablation.ablate import ablation_hooks as ablation_hooks
+    from tl_subvalues.decomposition.stacks import attn_subvalues as attn_subvalues
+    from tl_subvalues.decomposition.stacks import ffn_subvalues as ffn_subvalues
+    from tl_subvalues.errors import UnknownWordsWarning as UnknownWordsWarning
+    from tl_subvalues.errors import UnsupportedModelError as UnsupportedModelError
+    from tl_subvalues.importance.increases import log_prob_increase as log_prob_increase
+    from tl_subvalues.importance.increases import prob_increase as prob_increase
+    from tl_subvalues.loading.models import load_model as load_model
+    from tl_subvalues.readout.readout import Readout as Readout
+    from tl_subvalues.study.collect import collect as collect
+    from tl_subvalues.study.evaluate import evaluate as evaluate
+    from tl_subvalues.study.rankings import RANKINGS as RANKINGS
+    from tl_subvalues.tracing.answer import trace_answer as trace_answer
+    from tl_subvalues.tracing.batch import TraceBatch as TraceBatch
+    from tl_subvalues.tracing.batch import trace_batch as trace_batch
+    from tl_subvalues.tracing.prompt import trace as trace
+    from tl_subvalues.tracing.trace import Trace as Trace
+
+# Where each public name is; the imports above, which type checkers and editors read, say the same.
+_HOMES = {
+    "RANKINGS": "study.rankings",
+    "Readout": "readout.readout",
+    "Trace": "tracing.trace",
+    "TraceBatch": "tracing.batch",
+    "UnknownWordsWarning": "errors",
+    "UnsupportedModelError": "errors",
+    "ablation_hooks": "ablation.ablate",
+    "attn_subvalues": "decomposition.stacks",
+    "baevski18": "baevski18",
+    "collect": "study.collect",
+    "evaluate": "study.evaluate",
+    "ffn_subvalues": "decomposition.stacks",
+    "load_model": "loading.models",
+    "log_prob_increase": "importance.increases",
+    "prob_increase": "importance.increases",
+    "trace": "tracing.prompt",
+    "trace_answer": "tracing.answer",
+    "trace_batch": "tracing.batch",
+}
+__all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = importlib.import_module(f"{__name__}.{_HOMES[name]}")
+    value = module if name == _HOMES[name] else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

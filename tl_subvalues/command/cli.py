@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
 from tl_subvalues.command.start_up import DTYPES, first_line, load, quieten
@@ -63,6 +62,8 @@ def trace(
     Then what switched the first FFN neuron on, and which query neurons feed the top value neurons.
     """
     # Imported here, so that --help and a mistyped option do not wait for transformers to load.
+    from rich.console import Console
+
     from tl_subvalues.command import report as reports
     from tl_subvalues.command.pictures import require_folder, save_all
     from tl_subvalues.tracing.prompt import trace as trace_prompt
