@@ -27,7 +27,7 @@ def chosen_facts(per_kind: int) -> pd.DataFrame:
 
 
 def markdown(table: pd.DataFrame, measure: str) -> str:
-    """One row a ranking, one column a k: the mean after knocking out, and its interval."""
+    """One row a ranking, one column a k: the mean after ablating, and its interval."""
     cells = [
         f"{row[f'{measure}_after']:.2f} ({row[f'{measure}_after_low']:.2f} to {row[f'{measure}_after_high']:.2f})"
         for _, row in table.iterrows()

@@ -24,7 +24,7 @@ PAIRS = [
 
 
 def differences(by_fact: pd.DataFrame, one: str, other: str, k: int) -> pd.Series:
-    """Log-probability that knocking out the top k of `one` leaves, less that of `other`, of each fact, in nats."""
+    """Log-probability that ablating the top k of `one` leaves, less that of `other`, of each fact, in nats."""
     rows = by_fact[by_fact["k"] == k].pivot(
         index=["kind", "prompt", "target"], columns="ranking", values="log_prob_after"
     )

@@ -1,4 +1,4 @@
-"""The one error of our own: a model or a block that the method does not cover."""
+"""Errors and warnings of this package; everything else it raises is a ValueError, a KeyError or an OSError."""
 
 
 class UnsupportedModelError(ValueError):

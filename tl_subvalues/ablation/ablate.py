@@ -1,4 +1,4 @@
-"""Components knocked out of a forward pass: labels in, plain TransformerLens hooks out (arXiv 2312.12141, section 4).
+"""Components ablated in a forward pass: labels in, plain TransformerLens hooks out (arXiv 2312.12141, section 4).
 
     FFN neuron      its coefficient, at `mlp.hook_post`; of an expert, what it adds, at `mlp.hook_out`
     head            its z, at `attn.hook_z`
@@ -35,7 +35,7 @@ def ablation_hooks(
     position: int | None = None,
     reference: Any = None,
 ) -> list[Hook]:
-    """Hooks that knock components out, for `model.run_with_hooks(tokens, fwd_hooks=...)` or `model.hooks`.
+    """Hooks that ablate components, for `model.run_with_hooks(tokens, fwd_hooks=...)` or `model.hooks`.
 
     Beside hooks of your own: list those that edit values or the attention pattern before these, and those that edit z
     after them. Nothing is attached to the model, and nothing is kept between runs.
@@ -45,9 +45,9 @@ def ablation_hooks(
         labels: a label, a list of labels, or a table with a column `label`. FFN neurons (L24N1005), heads (L23H4),
             heads at a source position (L23H4@3), attention neurons at a source position (L23H4D38@3) or at all
             (L23H4D38), sublayers (24_attn_out, 24_mlp_out). What is named twice, or as a part of a head that is named
-            too, is knocked out once.
+            too, is ablated once.
         mode: "zero"; "mean", the component's mean over `reference`; or a number, its factor.
-        position: the (query) position at which to intervene, negative from the end; None is everywhere.
+        position: the (query) position at which to ablate, negative from the end; None is everywhere.
         reference: for mode "mean": prompts (texts, lists of token ids or tensors of them, of any lengths). The mean
             is taken over all their positions; for a component at source position p, over the positions from p on.
 
@@ -115,7 +115,7 @@ def require_position(position: Any) -> None:
 
 @runtime_checkable
 class Prediction(Protocol):
-    """A target predicted at a position of a prompt: what of a trace an intervention needs."""
+    """A target predicted at a position of a prompt: what of a trace an ablation needs."""
 
     @property
     def tokens(self) -> Int[Tensor, " pos"]:
@@ -168,7 +168,7 @@ def outcomes(
             view.compute_dtype
         )
         if not torch.isfinite(logits).any(-1).all() or logits.isnan().any():
-            raise ValueError(f"with these components knocked out, the logits of {view.name} hold NaN.")
+            raise ValueError(f"with these components ablated, the logits of {view.name} hold NaN.")
         own = logits.log_softmax(-1)
         target = own[:, prediction.target_id]
         log_probs.append(target.cpu())
@@ -179,7 +179,7 @@ def outcomes(
 def ablate(
     view: ModelView, prediction: Prediction, labels: Any, mode: str | float, position: int | None, reference: Any
 ) -> dict[str, float]:
-    """A prompt run as it is and with components knocked out, as a batch of two: the target before and after.
+    """A prompt run as it is and with components ablated, as a batch of two: the target before and after.
 
     Raises:
         ValueError: as `ablation_hooks`; and if the prompt no longer gives the traced log-probability.

@@ -1,4 +1,4 @@
-"""Hooks that knock neurons out of a mixture's experts.
+"""Hooks that ablate neurons of a mixture's experts.
 
 No hook holds their coefficients in every family. So the mixture's own input is seen, its routing and the chosen
 neurons' coefficients are computed from it as the model does, and what they add is taken out of the mixture's output.
@@ -33,7 +33,7 @@ def expert_hooks(
         if "x" not in seen:
             raise UnsupportedModelError(
                 f"{view.name}: layer {layer} does not show what its experts read before what they write, so their "
-                "neurons cannot be knocked out; the whole sublayer can."
+                "neurons cannot be ablated; the whole sublayer can."
             )
         x = seen.pop("x")
         added = (1.0 - kept) * _added(mixture, x, masks, view.compute_dtype)

@@ -86,11 +86,11 @@ def _sublayer_hook(
 ) -> Hook:
     mask = torch.tensor([bool(row) for row in chosen])[:, None, None]
 
-    def knock_out_sublayer(value: Tensor, hook: Any) -> Tensor:
+    def ablate_sublayer(value: Tensor, hook: Any) -> Tensor:
         where = _where(mask, value, position, 1)
         return _replaced(value, where, mode.replacement(value, (layer, what, None)))
 
-    return view.layer(layer).output_hook(what), knock_out_sublayer
+    return view.layer(layer).output_hook(what), ablate_sublayer
 
 
 def _ffn_hook(
@@ -101,16 +101,16 @@ def _ffn_hook(
     for row, found in enumerate(chosen):
         mask[row, 0, [component.neuron for component in found]] = True
 
-    def knock_out_neurons(value: Tensor, hook: Any) -> Tensor:
+    def ablate_neurons(value: Tensor, hook: Any) -> Tensor:
         if value.shape[-1] != n_neurons:
             raise UnsupportedModelError(
                 f"{view.name}: layer {layer} passes {value.shape[-1]} coefficients for {n_neurons} FFN neurons, so "
-                "they cannot be knocked out one by one; whole sublayers still can."
+                "they cannot be ablated one by one; whole sublayers still can."
             )
         where = _where(mask, value, position, 1)
         return _replaced(value, where, mode.replacement(value, (layer, "post", None)))
 
-    return view.layer(layer).hook("mlp.hook_post"), knock_out_neurons
+    return view.layer(layer).hook("mlp.hook_post"), ablate_neurons
 
 
 def _head_hooks(
@@ -125,18 +125,18 @@ def _head_hooks(
             p = component.position
             mask = whole if p is None else by_source.setdefault(p, nothing.clone())
             mask[row, 0, component.head, slice(None) if component.dim is None else component.dim] = True
-    # What is knocked out whole is not taken out once more, source by source.
+    # What is ablated whole is not taken out once more, source by source.
     sources = {p: left for p, mask in sorted(by_source.items()) if (left := mask & ~whole).any()}
     block = view.layer(layer)
 
-    def knock_out_heads(value: Tensor, hook: Any) -> Tensor:
+    def ablate_heads(value: Tensor, hook: Any) -> Tensor:
         z = value.reshape(*value.shape[:-2], n_heads, d_head)  # however the model split it
         return _replaced(z, _where(whole, z, position, 2), mode.replacement(z, (layer, "z", None))).reshape(value.shape)
 
     hooks = dict(_source_hooks(view, layer, sources, mode, position)) if sources else {}
     if whole.any():
         at_z = block.hook("attn.hook_z")
-        hooks[at_z] = _one_after_another(hooks[at_z], knock_out_heads) if at_z in hooks else knock_out_heads
+        hooks[at_z] = _one_after_another(hooks[at_z], ablate_heads) if at_z in hooks else ablate_heads
     return list(hooks.items())
 
 
@@ -168,7 +168,7 @@ def _source_hooks(
             if n_values != [pattern.shape[-1]]:
                 raise UnsupportedModelError(
                     f"{view.name}: layer {layer} has values at {n_values} of {pattern.shape[-1]} source positions (a "
-                    "run with past keys and values), so none can be knocked out; whole heads still can."
+                    "run with past keys and values), so none can be ablated; whole heads still can."
                 )
 
         return [(block.hook("attn.hook_v"), scale_values), (block.hook("attn.hook_pattern"), require_all_values)]
@@ -188,7 +188,7 @@ def _source_hooks(
             seen.clear()
             raise UnsupportedModelError(
                 f"{view.name}: layer {layer} shows its attention pattern only after z, so a source position cannot be "
-                "knocked out like this; with mode='zero' or a factor, and position=None, it can where no heads share "
+                "ablated like this; with mode='zero' or a factor, and position=None, it can where no heads share "
                 "their values, and whole heads always can."
             )
         pattern, values = seen.pop("pattern"), seen.pop("v")

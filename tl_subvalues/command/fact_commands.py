@@ -55,14 +55,14 @@ def shared_options(function: Command) -> Command:
 @click.command("evaluate")
 @click.argument("facts", metavar="FACTS.csv")
 @click.option("--rankings", help="Names with commas between; all of them otherwise. random is always among them.")
-@click.option("--ks", default="10,50,300", show_default=True, help="How many neurons to knock out, commas between.")
+@click.option("--ks", default="10,50,300", show_default=True, help="How many neurons to ablate, commas between.")
 @click.option("--seed", default=0, show_default=True, help="Of the random ranking and of the bootstrap.")
 @click.option("--by", metavar="COLUMN", help="A column of the facts: rows for each of its values.")
 @shared_options
 def evaluate_command(
     facts: str, rankings: str | None, ks: str, seed: int, by: str | None, name: str, **options: Any
 ) -> None:
-    """Compare rankings of FFN neurons: knock out the top k of each, over all facts (columns prompt, target).
+    """Compare rankings of FFN neurons: ablate the top k of each, over all facts (columns prompt, target).
 
     Killed at any moment, the same command goes on from where it was.
     """

@@ -14,11 +14,11 @@ from torch import Tensor
 from tl_subvalues.labels import Unit, bias_label, labels_of
 from tl_subvalues.model_view import Activations, check_experts, check_sources, view_of
 from tl_subvalues.model_view.indexing import index_of
-from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.numerics.norms import Passage
 
 
-@in_full_precision
+@no_autocast_no_grad
 def attn_subvalues(
     model: Any,
     cache: Any,
@@ -88,7 +88,7 @@ def attn_subvalues(
     return (stack, labels) if return_labels else stack
 
 
-@in_full_precision
+@no_autocast_no_grad
 def ffn_subvalues(
     model: Any,
     cache: Any,

@@ -61,8 +61,11 @@ class Candidates:
         """The target's measure at the residual stream that each sublayer reads."""
         return self.reading.value[list(self.parts.numbers)]
 
-    def measured(self, increase: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """What is ranked by: within a group either increase grows with the other, so what bounds one bounds both."""
+    def score(self, increase: Float[Tensor, " n"], group: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """What candidates are ranked by: their increase of log-probability or, with `by_prob`, of probability.
+
+        Within a sublayer each grows with the other, so that a bound on one is a bound on both.
+        """
         if not self.by_prob:
             return increase
         base = self.base.cpu()[group]

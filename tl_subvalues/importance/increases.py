@@ -15,13 +15,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.reading import read
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.readout.targets import Target
 
 
-@in_full_precision
+@no_autocast_no_grad
 def log_prob_increase(
     readout: Readout,
     residual: Float[Tensor, "*rest d_model"],
@@ -51,7 +51,7 @@ def log_prob_increase(
     return torch.stack(columns, 1).reshape(subvalues.shape[:-1])
 
 
-@in_full_precision
+@no_autocast_no_grad
 def prob_increase(
     readout: Readout,
     residual: Float[Tensor, "*rest d_model"],

@@ -80,7 +80,7 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
     for i, (at, parts) in enumerate(zip(bounds, candidates.groups, strict=True)):
         bound = at.upper(parts) if largest else at.lower(parts)
         group = torch.full((len(bound),), i)
-        promise[candidates.numbering.span(i)] = sign * candidates.measured(bound.cpu(), group)
+        promise[candidates.numbering.span(i)] = sign * candidates.score(bound.cpu(), group)
     # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more.
     block = candidates.reading.readout.block_sizes[0]
     step = -(-top // block) * block
@@ -92,7 +92,7 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
             order = torch.cat([order, ahead[:step]])
             new = candidates.evaluate(ahead[:step])
             increase = torch.cat([increase, new])
-            found = torch.cat([found, sign * candidates.measured(new, candidates.numbering.locate(ahead[:step])[0])])
+            found = torch.cat([found, sign * candidates.score(new, candidates.numbering.locate(ahead[:step])[0])])
             ahead = ahead[step:]
             bar.update(len(order) - bar.n)
             if len(order) < total and not len(ahead):
@@ -124,10 +124,10 @@ def _ranked(
     """The top of what was evaluated, ties in order of computation."""
     by_number = torch.argsort(number)
     number, increase = number[by_number], increase[by_number]
-    measured = candidates.measured(increase, candidates.numbering.locate(number)[0])
-    order = torch.sort(measured, descending=largest, stable=True).indices[:top]
+    score = candidates.score(increase, candidates.numbering.locate(number)[0])
+    order = torch.sort(score, descending=largest, stable=True).indices[:top]
     group, index = candidates.numbering.locate(number[order])
     best = increase[order]
-    kth = float(measured[order[-1]]) if len(order) else None
+    kth = float(score[order[-1]]) if len(order) else None
     certificate = Certificate(method, len(candidates), len(number), kth, last_bound, reason)
     return Ranked(group, index, best, certificate)

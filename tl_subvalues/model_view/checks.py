@@ -243,7 +243,7 @@ def check_experts(view: ModelView, activations: Activations, layer: int, positio
 
 
 def _split_heads(z: Tensor, W_O: Tensor) -> Tensor:
-    """Z as [batch, head, d_head], however the cache split it."""
+    """z as [batch, head, d_head], however the cache split it."""
     return z.reshape(z.shape[0], W_O.shape[0], W_O.shape[1])
 
 

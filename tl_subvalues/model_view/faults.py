@@ -1,4 +1,4 @@
-"""Models that TransformerLens itself gets wrong: what it computes is decomposed, and a trace warns of it.
+"""Architectures for which TransformerLens computes another model than Hugging Face: a trace warns of them.
 
 Found by comparing log-probabilities of small random models with Hugging Face's (docs/models.md).
 """
@@ -14,7 +14,7 @@ from tl_subvalues.model_view.releases import TESTED, installed_release, is_bridg
 
 @dataclass(frozen=True)
 class Fault:
-    """One architecture that a bridge computes otherwise than Hugging Face."""
+    """One architecture, and where its log-probabilities were seen to differ."""
 
     architecture: str
     nats: float  # how far log-probabilities were apart

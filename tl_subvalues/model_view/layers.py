@@ -209,7 +209,7 @@ class Layer:
         """
         full = f"blocks.{self.layer}.{name}"
         if full not in self._hook_names:
-            raise self._refusal(f"has no {name} to intervene at")
+            raise self._refusal(f"has no {name} to ablate at")
         return full
 
     def passage(self, sublayer: str) -> Passage:

@@ -1,4 +1,4 @@
-"""How numbers are computed: in full precision, and in blocks of one fixed size.
+"""How numbers are computed: outside autocast, and in blocks of one fixed size.
 
 A matrix product may sum in another order when it has another number of rows, which changes the last bits. In blocks of
 a fixed size, the last one filled up, a row gives the same bits whatever stands beside it.
@@ -53,8 +53,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-def in_full_precision(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a function without autocast, which would turn its products into half precision, and without gradients."""
+def no_autocast_no_grad(function: Callable[P, T]) -> Callable[P, T]:
+    """Run a function without gradients and outside autocast, which would compute its products in half precision."""
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
     @functools.wraps(function)

@@ -24,7 +24,7 @@ class Norm:
     eps: float
 
     def centre(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
-        """X minus its mean for a layer norm, x itself for an RMS norm."""
+        """x minus its mean for a layer norm, x itself for an RMS norm."""
         return x - x.mean(-1, keepdim=True) if self.kind == "layer" else x
 
     def scale(self, x: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest 1"]:

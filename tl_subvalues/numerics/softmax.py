@@ -15,20 +15,20 @@ from torch import Tensor
 
 from tl_subvalues.numerics.blocks import padded
 
-# Vectors and words read at a time, on a CPU: a block of logits is 1 MB and stays in a core's own cache. Blocks always
-# have VECTOR_BLOCK rows (padded with zeros), so that a vector gives the same bits whatever stands beside it: ties stay
-# ties, and a search gives what a sweep gives. A multiple of 8, and vectors × words: in float64, what a processor leaves
-# over at the edge of its tiles gets other bits. (Words × vectors take 24 at a time, and would be some 5% faster. A
-# width or a vocabulary that no model has, such as 33 or 59, may still do it.) Of 160 rows, because two such blocks
-# certify the default top 300 (304 evaluations were needed on SmolLM2-135M); a row takes 0.92 to 1 times as long in
-# blocks of 128 to 320 rows.
+# Vectors and words of one block on a CPU: its logits take 1 MB, which fits a core's cache. A matrix product may sum in
+# another order when it has another number of rows, so a block always has VECTOR_BLOCK rows, filled up with zeros: a
+# vector then gives the same bits whatever stands beside it, ties stay ties, and a search gives what a sweep gives.
+# 160 rows, because two such blocks certify the default top 300 (SmolLM2-135M needs 304 evaluations); a row takes 0.92
+# to 1 times as long in blocks of 128 to 320 rows. A multiple of 8, and vectors × words rather than words × vectors
+# (which would be 5% faster): in float64 the rows left over at the edge of a processor's tiles get other bits.
 VECTOR_BLOCK = 160
 VOCAB_BLOCK = 2048
-# An accelerator wants more at a time: a block of 128 MB.
+# On an accelerator: a block of logits takes 128 MB.
 ACCELERATOR_BLOCKS = (2048, 16384)
-# Below, exp() of a log-prob is 0 or loses digits in float32, and a large bs-value could still make the word count.
+# exp() of a smaller log-probability is 0 or loses digits in float32, and a large bs-value could still make the word
+# count.
 _SMALLEST_LOG_P = -85.0
-# Sums of exp() in float32 are trusted between these; outside, the sum is done again around its maximum.
+# Sums of exp() outside this range are computed again around their maximum.
 _SAFE_SUM = (1e-30, 1e30)
 
 
@@ -108,7 +108,7 @@ class Softmax:
     def log_mean_exp(
         self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """Log Σ_t p_t exp(bs_t); vector i under the distribution log_p[site[i]]. Without a soft cap only.
+        """log Σ_t p_t exp(bs_t); vector i under the distribution log_p[site[i]]. Without a soft cap only.
 
         A vector's bits are its own: no other vector, and no other vector's site, bears on them.
         """
@@ -224,7 +224,7 @@ class Softmax:
     def _log_sum_exp(
         self, rows: Float[Tensor, "n width"], block: Callable[[Tensor, Tensor, slice, slice], Tensor]
     ) -> Float[Tensor, " n"]:
-        """Log Σ_t exp(z_t) with z = block(rows, W, words, at), made and consumed block by block.
+        """log Σ_t exp(z_t) with z = block(rows, W, words, at), made and consumed block by block.
 
         The plain sum where it neither over- nor underflows (log-probs plus bs-values seldom do), else around its
         maximum.

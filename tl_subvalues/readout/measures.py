@@ -35,7 +35,7 @@ class Classes(Protocol):
     def log_mean_exp(
         self, lin: Float[Tensor, "n d_model"], log_q: Float[Tensor, "site _"], site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """Log E exp bs of vectors through the linear part of the norm, vector i under log_q[site[i]]."""
+        """log E exp bs of vectors through the linear part of the norm, vector i under log_q[site[i]]."""
         ...
 
     def mean_columns(self, log_q: Float[Tensor, "site _"]) -> Float[Tensor, "site width"]:
@@ -82,7 +82,7 @@ class All:
     def log_mean_exp(
         self, lin: Float[Tensor, "n d_model"], log_q: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """Log Σ_t p_t exp bs_t, the classes read in blocks; never vectors × classes."""
+        """log Σ_t p_t exp bs_t, the classes read in blocks; never vectors × classes."""
         return self.softmax.log_mean_exp(lin, log_q, site)
 
     def mean_columns(self, log_q: Float[Tensor, "site classes"]) -> Float[Tensor, "site width"]:

@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.model_view import Activations, ModelView, ReadoutPieces, view_of
-from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax
 from tl_subvalues.readout.measures import measure_of, place_of
 from tl_subvalues.readout.targets import Target
@@ -98,20 +98,20 @@ class Readout:
         """Number of words."""
         return self._pieces.d_vocab
 
-    @in_full_precision
+    @no_autocast_no_grad
     def logits(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Logits as the model would compute them from this residual stream (an adaptive softmax's are log-probs)."""
         if self._pieces.normalised:
             return self.log_probs(residual)
         return self.softmaxes[0].logits(self.normed(residual))
 
-    @in_full_precision
+    @no_autocast_no_grad
     def log_probs(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Log-probabilities of all words, in nats."""
         normed = self.normed(residual)
         return self._over_words([softmax.logits(normed).log_softmax(-1) for softmax in self.softmaxes])
 
-    @in_full_precision
+    @no_autocast_no_grad
     def log_prob(self, residual: Float[Tensor, "*rest d_model"], token: int) -> Float[Tensor, "*rest"]:
         """Log-probability of one word, in nats; the vocabulary is read in blocks.
 
@@ -123,7 +123,7 @@ class Readout:
         flat = normed.reshape(-1, normed.shape[-1])
         return measure_of(self.softmaxes, Target((token,))).value(flat).reshape(normed.shape[:-1])
 
-    @in_full_precision
+    @no_autocast_no_grad
     def bs_values(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Before-softmax values of vectors: the linear part of N(v) W_U, biases left out (section 3 of the paper).
 

@@ -1,7 +1,7 @@
-"""Does a ranking find the neurons that matter? Over many facts, the top k of each ranking are knocked out.
+"""Does a ranking find the neurons that matter? Over many facts, the top k of each ranking are ablated.
 
 For every fact, the top k FFN neurons of each ranking are set to zero at every position, and the target's rank,
-probability and log-probability are read again (arXiv 2312.12141, section 4). All of a fact's knock-outs are rows of the
+probability and log-probability are read again (arXiv 2312.12141, section 4). All of a fact's ablations are rows of the
 same prompt, run in batches.
 """
 
@@ -26,7 +26,7 @@ from tl_subvalues.tracing.prompt import trace
 
 KS = (10, 50, 300)
 MEASURES = ("mrr", "prob", "log_prob")
-# Tokens in a batch of knock-outs: more do not run faster per row on two CPU cores.
+# Tokens in a batch of ablations: more do not run faster per row on two CPU cores.
 _TOKENS = 256
 _RESAMPLES = 1000
 
@@ -46,14 +46,14 @@ def evaluate(
     record: Any = None,
     show_progress: bool = False,
 ) -> pd.DataFrame:
-    """Compare rankings of FFN neurons by what knocking out their top k does to the target, over many facts.
+    """Compare rankings of FFN neurons by what ablating their top k does to the target, over many facts.
 
     Args:
         model: a TransformerLens model.
         facts: a DataFrame, or a CSV file's path, with columns prompt and target (text of one token, or its id).
         rankings: names out of `tlsv.RANKINGS` or a dictionary of functions from a trace to scores; None is all of
             `tlsv.RANKINGS`. "random" is always among them.
-        ks: how many neurons to knock out.
+        ks: how many neurons to ablate.
         seed: of the random ranking and of the bootstrap.
         by: a column (or columns) of the facts: one set of rows for each of its values, in front.
         scale: as in `trace`, for the rankings that read the residual stream.
@@ -84,7 +84,7 @@ def evaluate(
     groups = _groups(checked.facts, by)
 
     def work(number: int) -> dict[str, Any]:
-        return {"rows": [asdict(row) for row in knock_outs(view, checked.facts[number], chosen, ks, scale)]}
+        return {"rows": [asdict(row) for row in ablations(view, checked.facts[number], chosen, ks, scale)]}
 
     settings = run_settings(
         view, checked.facts, what="evaluate", rankings=list(chosen), ks=list(ks), seed=seed, scale=scale
@@ -100,7 +100,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class KnockOut:
+class Ablation:
     """One fact without the top k of one ranking. Log-probs are in nats, ranks count from 1."""
 
     ranking: str
@@ -111,10 +111,10 @@ class KnockOut:
     rank_after: int
 
 
-def knock_outs(
+def ablations(
     view: ModelView, fact: Fact, rankings: Mapping[str, Ranking], ks: Sequence[int], scale: Scale
-) -> list[KnockOut]:
-    """One fact: the top of each ranking, and what knocking it out does."""
+) -> list[Ablation]:
+    """One fact: the top of each ranking, and what ablating it does."""
     traced = trace(view.model, fact.tokens, fact.target_id, scale=scale)
     tops = {name: ranking.top(traced, max(ks)) for name, ranking in rankings.items()}
     parsed = {label: parse_label(label) for top in tops.values() for label in top}
@@ -123,7 +123,7 @@ def knock_outs(
     found = outcomes(view, traced, [[], *(components for _, _, components in sets)], Mode(), batch_size=batch)
     before, *after = zip(found.log_prob.tolist(), found.rank.tolist(), strict=True)
     return [
-        KnockOut(name, k, before[0], log_prob, before[1], rank)
+        Ablation(name, k, before[0], log_prob, before[1], rank)
         for (name, k, _), (log_prob, rank) in zip(sets, after, strict=True)
     ]
 
@@ -163,7 +163,7 @@ def _interval(values: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def require_ks(ks: Any) -> tuple[int, ...]:
-    """The numbers of neurons to knock out, in the order given.
+    """The numbers of neurons to ablate, in the order given.
 
     Raises:
         ValueError: unless they are positive, different numbers.

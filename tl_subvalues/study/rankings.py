@@ -24,7 +24,7 @@ from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.importance.candidates import Candidates
 from tl_subvalues.importance.search import rank
 from tl_subvalues.labels import ffn_neuron_label
-from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.measures import measure_of
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.tracing.trace import Trace
@@ -79,7 +79,7 @@ def ffn_parts(trace: Trace) -> list[tuple[int, NeuronSubvalues]]:
         if not isinstance(part.subvalues, NeuronSubvalues):
             raise UnsupportedModelError(
                 f"{trace.run.view.name}: layer {site.layer} is a mixture of experts, whose neurons the rankings do not "
-                "compare; trace.ffn_neurons() has their increases, and trace.ablate() knocks them out."
+                "compare; trace.ffn_neurons() has their increases, and trace.ablate() ablates them."
             )
         found.append((site.layer, part.subvalues))
     return found
@@ -90,19 +90,19 @@ def log_prob_increase(trace: Trace) -> Float[Tensor, " neuron"]:
     return _swept(trace.candidates("ffn_neuron"))
 
 
-@in_full_precision
+@no_autocast_no_grad
 def prob_increase(trace: Trace) -> Float[Tensor, " neuron"]:
     """How much each neuron's subvalue raises the target's probability."""
     candidates = _by_probability(trace)
     group, _ = candidates.numbering.locate(torch.arange(len(candidates)))
-    return candidates.measured(_swept(candidates), group)
+    return candidates.score(_swept(candidates), group)
 
 
 def _by_probability(trace: Trace) -> Candidates:
     return replace(trace.candidates("ffn_neuron"), by_prob=True)
 
 
-@in_full_precision
+@no_autocast_no_grad
 def _swept(candidates: Candidates) -> Float[Tensor, " neuron"]:
     ranked = rank(candidates)
     scores = torch.zeros_like(ranked.increase)
@@ -115,20 +115,20 @@ def coefficient(trace: Trace) -> Float[Tensor, " neuron"]:
     return torch.cat([parts.coefficients.abs() for _, parts in ffn_parts(trace)])
 
 
-@in_full_precision
+@no_autocast_no_grad
 def norm(trace: Trace) -> Float[Tensor, " neuron"]:
     """‖W_out row‖, as it enters the residual stream (through a post-norm at the run's scale)."""
     ones = [replace(parts, coefficients=torch.ones_like(parts.coefficients)) for _, parts in ffn_parts(trace)]
     return torch.cat([parts.norms(lambda v: v) for parts in ones])
 
 
-@in_full_precision
+@no_autocast_no_grad
 def coefficient_times_norm(trace: Trace) -> Float[Tensor, " neuron"]:
     """|m| ‖W_out row‖, the length of the subvalue."""
     return torch.cat([parts.norms(lambda v: v) for _, parts in ffn_parts(trace)])
 
 
-@in_full_precision
+@no_autocast_no_grad
 def direct_logit_attribution(trace: Trace) -> Float[Tensor, " neuron"]:
     """The target's bs-value of the subvalue, at the final scale of the run (before a logit soft cap)."""
     readout = Readout.frozen_at(trace.run.view, trace.run.activations, trace.position)
@@ -176,7 +176,7 @@ def _top_by_log_probability(trace: Trace, k: int) -> list[str]:
     return [str(label) for label in trace.ffn_neurons(top=k)["label"]]
 
 
-@in_full_precision
+@no_autocast_no_grad
 def _top_by_probability(trace: Trace, k: int) -> list[str]:
     candidates = _by_probability(trace)
     return [str(label) for label in trace.table(candidates, rank(candidates, top=k))["label"]]

@@ -12,7 +12,7 @@ from tl_subvalues.importance.shared_sweep import shared_sweep
 from tl_subvalues.labels import Unit
 from tl_subvalues.model_view import prompt_tokens, resolve_target, view_of
 from tl_subvalues.model_view.indexing import resolve_index
-from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.tracing.prompt import trace_of_run
@@ -87,7 +87,7 @@ class TraceBatch(Sequence[Trace]):
         """`Trace.attn_neurons` of every prompt; with top=None, the sweep's products are shared."""
         return self._tables("attn_neuron", top, largest, show_progress)
 
-    @in_full_precision
+    @no_autocast_no_grad
     def _tables(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
         many = [trace.candidates(unit) for trace in self.traces]
         if top is None and all(one.reading.readout.affine for one in many):

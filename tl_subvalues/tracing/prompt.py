@@ -19,7 +19,7 @@ from tl_subvalues.model_view import (
     view_of,
 )
 from tl_subvalues.model_view.indexing import resolve_index
-from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.readout import Readout, Scale, require_scale
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.tracing.trace import Trace
@@ -69,7 +69,7 @@ def trace(
     return made
 
 
-@in_full_precision
+@no_autocast_no_grad
 def trace_of_run(
     view: ModelView,
     tokens: Int[Tensor, " pos"],

@@ -18,7 +18,7 @@ from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.increases import as_prob_increase
 from tl_subvalues.importance.search import rank, require_top
 from tl_subvalues.labels import Unit, labels_in, require_different, sublayer_label
-from tl_subvalues.numerics.blocks import in_full_precision
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.reading import Reading, read
 from tl_subvalues.readout.readout import Readout, Scale
 from tl_subvalues.readout.targets import Target
@@ -94,7 +94,7 @@ class Trace:
         """
         return self._table("ffn_neuron", top, largest, show_progress)
 
-    @in_full_precision
+    @no_autocast_no_grad
     def vocabulary(self, label: str | Sequence[str], k: int = 10, *, through: str | None = None) -> pd.DataFrame:
         """The tokens that a component writes and suppresses: columns side, rank, token, token_id, bs_value.
 
@@ -116,7 +116,7 @@ class Trace:
         words = vocabulary(self.run, self.readout, labels, k, through)
         return vocabulary_table(words, with_label=not isinstance(label, str))
 
-    @in_full_precision
+    @no_autocast_no_grad
     def activations(self, label: str, by: By = "sublayer") -> pd.DataFrame:
         """What switched a neuron on: one row for each earlier component, columns label and score.
 
@@ -169,9 +169,9 @@ class Trace:
         """
         return self._queries("ffn_neuron", values, top)
 
-    @in_full_precision
+    @no_autocast_no_grad
     def curve(self, table: Any) -> pd.DataFrame:
-        """P and log p of the target as a table's subvalues are added one at a time: step, label, prob, log_prob.
+        """p and log p of the target as a table's subvalues are added one at a time: step, label, prob, log_prob.
 
         They are added in the table's order to the residual stream that the earliest sublayer among them reads, which is
         step 0. The curve of `layers()` runs from the embedding to the model's own output.
@@ -182,7 +182,7 @@ class Trace:
         require_own(self.run, labels, coefficients_in(table))
         return curve_table(curve_of(self.run, self.reading, labels))
 
-    @in_full_precision
+    @no_autocast_no_grad
     def _queries(self, unit: Unit, values: Any, top: int | None) -> pd.DataFrame:
         self.run.require_same_weights()
         top = require_top(top)
@@ -227,7 +227,7 @@ class Trace:
         """The target at every sublayer's input: what increases are measured from."""
         return read(self.readout, self.target, torch.stack([site.residual for site in self.run.sites]))
 
-    @in_full_precision
+    @no_autocast_no_grad
     def candidates(self, unit: Unit) -> Candidates:
         """All parts of one unit, ready to be ranked; what every table starts from.
 
@@ -237,7 +237,7 @@ class Trace:
         self.run.require_same_weights()
         return Candidates(self.reading, self.run.parts_of(unit))
 
-    @in_full_precision
+    @no_autocast_no_grad
     def table(self, candidates: Candidates, ranked: Ranked) -> pd.DataFrame:
         """Ranked candidates as a table, with their certificate in `attrs`."""
         parts, base = candidates.parts, candidates.base.cpu()[ranked.group]
@@ -255,7 +255,7 @@ class Trace:
         table.attrs["certificate"] = asdict(ranked.certificate)
         return table
 
-    @in_full_precision
+    @no_autocast_no_grad
     def _table(self, unit: Unit, top: int | None, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
         candidates = self.candidates(unit)
         return self.table(candidates, rank(candidates, top=top, largest=largest, show_progress=show_progress))
