@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "importance": {"numerics", "readout", "decomposition"},
     "words": {"model_view", "readout", "decomposition"},
     "upstream": {"numerics", "model_view", "decomposition"},
-    "ablation": {"model_view"},
+    "ablation": {"numerics", "model_view"},
     "show": {"importance", "upstream", "words"},
     "tracing": {
         "numerics",

@@ -25,6 +25,7 @@ from tl_subvalues.ablation.reference import reference_means
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component, labels_in, parse_label
 from tl_subvalues.model_view import ModelView, view_of
+from tl_subvalues.numerics.softmax import log_softmax
 
 
 def ablation_hooks(
@@ -169,7 +170,7 @@ def outcomes(
         )
         if not torch.isfinite(logits).any(-1).all() or logits.isnan().any():
             raise ValueError(f"with these components ablated, the logits of {view.name} hold NaN.")
-        own = logits.log_softmax(-1)
+        own = log_softmax(logits)
         target = own[:, prediction.target_id]
         log_probs.append(target.cpu())
         ranks.append(1 + (own > target[:, None]).sum(-1).cpu())

@@ -20,7 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.numerics.blocks import length_of_all, padded
+from tl_subvalues.numerics.blocks import padded, row_lengths
 from tl_subvalues.numerics.norms import Passage
 from tl_subvalues.numerics.numbering import Numbering
 
@@ -117,8 +117,9 @@ class NeuronSubvalues:
         return (self.coefficients.abs().view(-1, len(norms)) * norms).flatten()
 
     def longest(self) -> Float[Tensor, " all"]:
-        """|coefficient| times the length of all directions together, as the passage may stretch it."""
-        return self.coefficients.abs() * (length_of_all(self.directions) * self.passage.stretch(self.scale))
+        """|coefficient| times the length of its direction, as the passage may stretch it."""
+        lengths = row_lengths(self.directions, self.coefficients.dtype).to(self.coefficients.device)
+        return (self.coefficients.abs().view(-1, len(lengths)) * lengths).flatten() * self.passage.stretch(self.scale)
 
 
 @dataclass(frozen=True)

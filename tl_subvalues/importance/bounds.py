@@ -109,20 +109,23 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
     scale = scale.expand(len(residuals), 1) if scale.ndim else scale.expand(len(residuals)).unsqueeze(1)
     gradient, sizes = torch.zeros_like(residuals), residuals.new_zeros(len(residuals))
     spreads: list[list[Spread]] = [[] for _ in chosen]
-    for ratio, log_q, mean in zip(reading.measure.ratios, reading.log_under, reading.mean_columns, strict=True):
+    moments = zip(reading.log_under, reading.mean_columns, reading.mean_squares, strict=True)
+    for ratio, (log_q, mean, squares) in zip(reading.measure.ratios, moments, strict=True):
         column, expected = ratio.softmax.column(ratio.over.index), mean[chosen]
 
         def pulled_back(covectors: Tensor, softmax: Softmax = ratio.softmax) -> Tensor:
             return readout.pulled_back(softmax.pulled_back(covectors), scale)
 
         gradient = gradient + pulled_back(column - expected)
-        sizes = sizes + pulled_back(column.expand_as(expected)).norm(dim=-1) + pulled_back(expected).norm(dim=-1)
+        sizes = sizes + pulled_back(column.expand_as(expected)).norm(dim=-1) + squares[chosen].sqrt()
         if both_sides:
             widest, variance = ratio.softmax.column_spread(log_q[chosen], expected)
             for site, (r, v) in enumerate(zip(widest.tolist(), variance.tolist(), strict=True)):
                 spreads[site].append(Spread(ratio.softmax, r, v))
-    # Dot products of d numbers err by about eps sqrt(d) times the lengths multiplied; twice, for bound and evaluation.
-    rounding = 2 * torch.finfo(residuals.dtype).eps * math.sqrt(residuals.shape[1]) * sizes
+    # Dot products of d numbers err by at most some eps sqrt(d) times the lengths multiplied: 0.2 of that was the most
+    # seen in an evaluation, over the best 1,500 neurons of SmolLM2-135M and of Gemma 3 270M. Twice for the evaluation,
+    # twice for the bound.
+    rounding = 4 * torch.finfo(residuals.dtype).eps * math.sqrt(residuals.shape[1]) * sizes
     return [
         SiteBounds(
             readout=readout,

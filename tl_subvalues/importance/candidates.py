@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.run import UnitParts
 from tl_subvalues.decomposition.subvalues import Subvalues
+from tl_subvalues.importance.increases import as_prob_increase
 from tl_subvalues.numerics.numbering import Numbering
 from tl_subvalues.readout.reading import Reading
 
@@ -68,10 +69,7 @@ class Candidates:
         """
         if not self.by_prob:
             return increase
-        base = self.base.cpu()[group]
-        # expm1 keeps the digits of small increases; large bounds on top of a tiny probability would overflow it.
-        small = base.exp() * torch.expm1(increase.clamp(max=20.0))
-        return torch.where(increase < 20.0, small, (base + increase).exp() - base.exp())
+        return as_prob_increase(increase, self.base.cpu()[group])
 
     def evaluate(self, number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Exact increases of the chosen parts; makes no more than the chosen vectors."""

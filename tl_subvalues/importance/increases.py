@@ -20,6 +20,9 @@ from tl_subvalues.readout.reading import read
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.readout.targets import Target
 
+# Nats, from where on exp() of an increase is no longer needed to its last digits.
+_LARGE = 20.0
+
 
 @no_autocast_no_grad
 def log_prob_increase(
@@ -64,7 +67,9 @@ def prob_increase(
 
 def as_prob_increase(increase: Float[Tensor, "*rest"], base: Float[Tensor, "*#rest"]) -> Float[Tensor, "*rest"]:
     """Probability increase from a log-probability increase and the log-probability that it starts from."""
-    return base.exp() * torch.expm1(increase)
+    # expm1 keeps the digits of small increases; on top of a tiny probability, large ones would overflow it.
+    small = base.exp() * torch.expm1(increase.clamp(max=_LARGE))
+    return torch.where(increase < _LARGE, small, (base + increase).clamp(max=0.0).exp() - base.exp())
 
 
 def _require_fitting(readout: Readout, residual: Tensor, subvalues: Tensor, token: int) -> None:

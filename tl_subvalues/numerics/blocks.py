@@ -49,6 +49,11 @@ def length_of_all(rows: Shaped[Tensor, "*rest"]) -> float:
     return float(torch.linalg.vector_norm(rows)) * (1 + 2 * torch.finfo(rows.dtype).eps)
 
 
+def row_lengths(rows: Shaped[Tensor, "n d_model"], dtype: torch.dtype) -> Shaped[Tensor, " n"]:
+    """The length of each row, in one pass over all."""
+    return torch.linalg.vector_norm(rows, dim=1, dtype=dtype) * (1 + 2 * torch.finfo(rows.dtype).eps)
+
+
 P = ParamSpec("P")
 T = TypeVar("T")
 

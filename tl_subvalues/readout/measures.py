@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.numerics.softmax import Softmax
+from tl_subvalues.numerics.softmax import Softmax, log_softmax
 from tl_subvalues.readout.targets import Target
 
 
@@ -77,7 +77,7 @@ class All:
 
     def log_q(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, "site classes"]:
         """The softmax's own distribution."""
-        return logits.log_softmax(-1)
+        return log_softmax(logits)
 
     def log_mean_exp(
         self, lin: Float[Tensor, "n d_model"], log_q: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
@@ -88,6 +88,12 @@ class All:
     def mean_columns(self, log_q: Float[Tensor, "site classes"]) -> Float[Tensor, "site width"]:
         """One product with the whole softmax."""
         return self.softmax.mean_columns(log_q)
+
+    def mean_squares(
+        self, log_q: Float[Tensor, "site classes"], weights: Float[Tensor, " d_model"] | None
+    ) -> Float[Tensor, " site"]:
+        """E ‖w ∘ u‖² at every site."""
+        return self.softmax.mean_squares(log_q, weights)
 
 
 @dataclass(frozen=True)
@@ -105,7 +111,8 @@ class Ratio:
 
     def value(self, normed: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
         """The log-ratio where the residual stream, through the norm, is `normed`; the classes read in blocks."""
-        return self.softmax.log_share(normed, self.over.log_sum_exp(normed))
+        # A class's logit and the sum that it is part of are rounded apart; with logits of some 1,000, by 6e-5.
+        return self.softmax.log_share(normed, self.over.log_sum_exp(normed)).clamp(max=0.0)
 
     def value_of(self, log_q: Float[Tensor, "site classes"]) -> Float[Tensor, " site"]:
         """The log-ratio from the distribution below the line."""

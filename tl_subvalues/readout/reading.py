@@ -31,6 +31,14 @@ class Reading:
         """Expected readout columns below each line at every site: one product with the whole vocabulary, made once."""
         return tuple(ratio.under.mean_columns(p) for ratio, p in zip(self.measure.ratios, self.log_under, strict=True))
 
+    @cached_property
+    def mean_squares(self) -> tuple[Float[Tensor, " site"], ...]:
+        """E ‖N^T u‖² below each line at every site: how long the covectors are that rounding acts on."""
+        ratios, gain = self.measure.ratios, self.readout.gain
+        scale = self.readout.scale_at(self.residuals).reshape(-1)
+        pairs = zip(ratios, self.log_under, strict=True)
+        return tuple(ratio.under.mean_squares(p, gain) / scale.pow(2) for ratio, p in pairs)
+
     def at(self, residuals: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
         """The measure at other residual streams, in nats."""
         return self.measure.value(self.readout.normed(residuals))

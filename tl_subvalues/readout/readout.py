@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_subvalues.model_view import Activations, ModelView, ReadoutPieces, view_of
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
-from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax
+from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax, log_softmax
 from tl_subvalues.readout.measures import measure_of, place_of
 from tl_subvalues.readout.targets import Target
 
@@ -109,7 +109,7 @@ class Readout:
     def log_probs(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Log-probabilities of all words, in nats."""
         normed = self.normed(residual)
-        return self._over_words([softmax.logits(normed).log_softmax(-1) for softmax in self.softmaxes])
+        return self._over_words([log_softmax(softmax.logits(normed)) for softmax in self.softmaxes])
 
     @no_autocast_no_grad
     def log_prob(self, residual: Float[Tensor, "*rest d_model"], token: int) -> Float[Tensor, "*rest"]:
@@ -177,6 +177,12 @@ class Readout:
         """The transpose of `linear` at a scale: <c, linear(v, scale)> = <pulled_back(c, scale), v>."""
         norm = self._pieces.norm
         return covectors if norm is None else norm.transposed(covectors, scale)
+
+    @property
+    def gain(self) -> Float[Tensor, " d_model"] | None:
+        """The final norm's gain; None without one."""
+        norm = self._pieces.norm
+        return None if norm is None or norm.gain is None else self.cast(norm.gain)
 
     def centred(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest d_model"]:
         """What the final norm takes the scale of: C(v)."""
