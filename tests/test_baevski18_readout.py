@@ -162,7 +162,7 @@ def test_each_softmax_alone_is_another_increase(tmp_path):
     residuals = trace.reading.residuals
     whole = tlsv.log_prob_increase(trace.readout, residuals[0], draw(40, 32), 30)
     for ratio in (head, band):
-        alone = ratio.softmax.bs_value(draw(40, 32), ratio.over.index)
+        alone = ratio.softmax.bs_value(draw(40, 32), ratio.over.ids[0])
         p = ratio.softmax.logits(residuals[:1]).log_softmax(-1)
         alone = alone - ratio.softmax.log_mean_exp(draw(40, 32), p, torch.zeros(40, dtype=torch.long))
         assert (whole - alone).abs().max() > 0.1

@@ -26,8 +26,8 @@ ROOMS: dict[str, set[str]] = {
     "importance": {"numerics", "readout", "decomposition"},
     "words": {"model_view", "readout", "decomposition"},
     "upstream": {"numerics", "model_view", "decomposition"},
-    "ablation": {"numerics", "model_view"},
-    "show": {"importance", "upstream", "words"},
+    "ablation": {"numerics", "model_view", "readout"},
+    "show": {"readout", "importance", "upstream", "words"},
     "tracing": {
         "numerics",
         "model_view",

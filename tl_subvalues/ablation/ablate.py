@@ -26,6 +26,7 @@ from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component, labels_in, parse_label
 from tl_subvalues.model_view import ModelView, view_of
 from tl_subvalues.numerics.softmax import log_softmax
+from tl_subvalues.readout.targets import Target
 
 
 def ablation_hooks(
@@ -124,7 +125,7 @@ class Prediction(Protocol):
         ...
 
     @property
-    def target_id(self) -> int:
+    def target(self) -> Target:
         """The target."""
         ...
 
@@ -134,8 +135,8 @@ class Prediction(Protocol):
         ...
 
     @property
-    def log_prob(self) -> float:
-        """What the traced run gave it, in nats."""
+    def value(self) -> float:
+        """The measure that the traced run gave it, in nats."""
         ...
 
 
@@ -143,7 +144,7 @@ class Prediction(Protocol):
 class Outcomes:
     """What a target's prediction is in each row of a batch."""
 
-    log_prob: Float[Tensor, " row"]  # nats
+    values: dict[str, Float[Tensor, " row"]]  # by the names that reports have: log_prob, prob, …
     rank: Int[Tensor, " row"]  # among all words; 1 is the top
 
 
@@ -161,7 +162,8 @@ def outcomes(
     Raises:
         ValueError: if the ablated model's logits hold NaN.
     """
-    log_probs, ranks = [], []
+    found: list[dict[str, Tensor]] = []
+    ranks = []
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         hooks = make_hooks(view, chosen, mode, position)
@@ -171,10 +173,15 @@ def outcomes(
         if not torch.isfinite(logits).any(-1).all() or logits.isnan().any():
             raise ValueError(f"with these components ablated, the logits of {view.name} hold NaN.")
         own = log_softmax(logits)
-        target = own[:, prediction.target_id]
-        log_probs.append(target.cpu())
-        ranks.append(1 + (own > target[:, None]).sum(-1).cpu())
-    return Outcomes(torch.cat(log_probs), torch.cat(ranks))
+        found.append(
+            {
+                name: values.cpu()
+                for target in prediction.target.shown
+                for name, values in target.report(target.value(own)).items()
+            }
+        )
+        ranks.append(prediction.target.rank(own).cpu())
+    return Outcomes({name: torch.cat([one[name] for one in found]) for name in found[0]}, torch.cat(ranks))
 
 
 def ablate(
@@ -191,14 +198,14 @@ def ablate(
     both = outcomes(view, prediction, [[], found], chosen, position)
     # Another batch size sums in another order: 6e-6 nats was seen in float32, half precision rounds more.
     tolerance = 1e-3 if view.dtype in (torch.float32, torch.float64) else 0.1
-    now, traced = float(both.log_prob[0]), prediction.log_prob
+    measure = prediction.target.measure
+    now, traced = float(both.values[measure][0]), prediction.value
     if not abs(now - traced) <= tolerance * max(1.0, abs(traced)):
         raise ValueError(
-            f"without ablation the prompt now gives a log-prob of {now:.4g}, but {traced:.4g} in "
-            "the run that was traced: were there other hooks or other weights? Trace the prompt again, and ablate "
-            "under the same hooks."
+            f"without ablation the prompt now gives a {measure} of {now:.4g}, but {traced:.4g} in the run that was "
+            "traced: were there other hooks or other weights? Trace the prompt again, and ablate under the same hooks."
         )
     report: dict[str, float] = {}
-    for name, values in (("log_prob", both.log_prob), ("prob", both.log_prob.exp()), ("rank", both.rank)):
+    for name, values in {**both.values, "rank": both.rank}.items():
         report[f"{name}_before"], report[f"{name}_after"] = values.tolist()
     return report

@@ -67,18 +67,24 @@ class Run:
         self.activations = activations
         self.position = position
         self._weights = view.fingerprint()
+        self._activations = activations.fingerprint()
         self._experts: dict[int, ExpertParts] = {}  # routing a prompt anew for every label would be slow
 
-    def require_same_weights(self) -> None:
-        """Raise if the model's weights have changed since the run, for its parts are made of both.
+    def require_unchanged(self) -> None:
+        """Raise if the model's weights or the run's activations were written to since, for its parts are made of both.
 
         Raises:
-            ValueError: if they have.
+            ValueError: if they were.
         """
         if self.view.fingerprint() != self._weights:
             raise ValueError(
                 f"the weights of {self.view.name} have changed since this trace was made, so its activations and its "
                 "weights no longer go together; trace the prompt again."
+            )
+        if self.activations.fingerprint() != self._activations:
+            raise ValueError(
+                "the cache of this trace was written to since the trace was made; trace the prompt again, or pass the "
+                "edited run as cache=."
             )
 
     def at(self, position: int) -> "Run":

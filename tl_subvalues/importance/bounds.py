@@ -1,6 +1,6 @@
-"""Bounds on every subvalue's log-probability increase, at one inner product each (Jensen, Hoeffding, Bennett).
+"""Bounds on every subvalue's increase, at one inner product each (Jensen, Hoeffding, Bennett).
 
-With the scale frozen and p the distribution at x,
+With the scale frozen and p the distribution at x, the log-probability of a word w grows by
 
     Δ(v) = B(v) − K(v),   B(v) = ⟨v, g⟩ with g the gradient of log p(w | x),   K(v) = log E_p exp(bs(v) − E_p bs(v))
 
@@ -11,14 +11,17 @@ With the scale recomputed, s at x and s' at x + v, r = s / s': let L = ⟨·, g�
 
     Δ(v) <= r L(x + v) − L(x),   and Δ(v) is at most R'²/2 below it, R' = |r − 1| ‖lin(x)‖ max_t ‖u_t − E_p u‖ + r R
 
-A word's log-probability may be the sum of two log-softmaxes (an adaptive softmax): Δ, B and K are then sums over both,
+Of any of several words S, the first term is exact at one inner product a word, log E_{p_S} exp bs(v) in the place of
+bs(v)_w, and the second is bounded as before; measured against the rest, p is the distribution over the rest.
+
+A word's log-probability may be the sum of two log-ratios (an adaptive softmax): Δ, B and K are then sums over both,
 and so are the bounds; y is taken in the space that each softmax's columns lie in.
 
 Floating point is on top: each bound is widened by what rounding can do to it and to the exact evaluation.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +30,11 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import Subvalues
 from tl_subvalues.numerics.softmax import Softmax
-from tl_subvalues.readout.reading import Reading
+from tl_subvalues.readout.reading import RatioAt, Reading
 from tl_subvalues.readout.readout import Readout
+
+# The increases of all parts of a sublayer, to first order, along a covector.
+Along = Callable[[Float[Tensor, " d_model"]], Float[Tensor, " all"]]
 
 
 @dataclass(frozen=True)
@@ -41,15 +47,32 @@ class Spread:
 
 
 @dataclass(frozen=True)
+class Words:
+    """Several words above a log-ratio's line: their columns, pulled back through the norm, and their distribution."""
+
+    columns: Float[Tensor, "word d_model"]
+    log_q: Float[Tensor, " word"]
+
+    def log_mean_exp(self, along: Along) -> Float[Tensor, " all"]:
+        """log E exp of what every part adds along each word's column."""
+        return torch.stack(
+            [log_q + along(column).double() for log_q, column in zip(self.log_q, self.columns, strict=True)]
+        ).logsumexp(0)
+
+
+@dataclass(frozen=True)
 class SiteBounds:
     """What the bounds of one site need; made for all sites at once by `site_bounds`."""
 
     readout: Readout
     residual: Float[Tensor, " d_model"]
     scale: Tensor
-    gradient: Float[Tensor, " d_model"]  # g, pulled back through the final norm
+    gradient: Float[Tensor, " d_model"]  # g, pulled back through the norm; without what `words` hold
+    words: tuple[Words, ...]
     rounding: float  # error that rounding may cause, in nats per unit of length of what is read
-    spreads: tuple[Spread, ...] | None = None  # of each of the target's softmaxes; None unless lower bounds are wanted
+    spreads: tuple[Spread, ...] | None = (
+        None  # of each of the measure's log-ratios; None unless lower bounds are wanted
+    )
 
     def upper(self, parts: Subvalues) -> Float[Tensor, " all"]:
         """An upper bound on the increase of every part."""
@@ -65,7 +88,7 @@ class SiteBounds:
         return bound - self._slack(parts)
 
     def _gap(self, parts: Subvalues, spread: Spread, r_minus_1: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
-        """How far one softmax may leave an increase below Jensen's bound."""
+        """How far one log-ratio may leave an increase below Jensen's bound."""
         softmax = spread.softmax
         lengths = parts.norms(lambda v: softmax.inside(self.readout.linear(v, self.scale)))
         R = lengths * spread.radius
@@ -78,17 +101,29 @@ class SiteBounds:
         return R.pow(2) / 2
 
     def _jensen(self, parts: Subvalues) -> tuple[Float[Tensor, " all"], Float[Tensor, " all"]]:
-        """B for every part, and r − 1 (zero with the scale frozen)."""
-        L_v = parts.inner_products(self.gradient)
-        if self.readout.frozen:
-            return L_v, torch.zeros_like(L_v)
-        d_model = len(self.residual)
+        """Jensen's bound for every part, and r − 1 (zero with the scale frozen)."""
+        r_minus_1 = torch.zeros((), dtype=self.residual.dtype, device=self.residual.device)
+        if not self.readout.frozen:
+            r_minus_1 = self._r_minus_1(parts)
+
+        def along(covector: Tensor) -> Tensor:
+            first_order = parts.inner_products(covector)
+            if self.readout.frozen:
+                return first_order
+            return r_minus_1 * (self.residual @ covector) + (1 + r_minus_1) * first_order
+
+        bound = along(self.gradient)
+        for words in self.words:
+            bound = (bound + words.log_mean_exp(along)).to(bound)
+        return bound, r_minus_1.expand_as(bound)
+
+    def _r_minus_1(self, parts: Subvalues) -> Float[Tensor, " all"]:
+        """s / s' − 1 for every part, without subtracting nearly equal numbers."""
         centred = self.readout.centred(self.residual)
-        growth = (2 * parts.inner_products(centred) + parts.norms(self.readout.centred).pow(2)) / d_model
+        growth = 2 * parts.inner_products(centred) + parts.norms(self.readout.centred).pow(2)
         s = self.scale.reshape(())
-        s_new = (s.pow(2) + growth).clamp(min=1e-30).sqrt()
-        r_minus_1 = -growth / (s_new * (s + s_new))  # s / s' − 1 without subtracting nearly equal numbers
-        return r_minus_1 * (self.residual @ self.gradient) + (1 + r_minus_1) * L_v, r_minus_1
+        s_new = (s.pow(2) + growth / len(self.residual)).clamp(min=1e-30).sqrt()
+        return -growth / len(self.residual) / (s_new * (s + s_new))
 
     def _slack(self, parts: Subvalues) -> Float[Tensor, " all"]:
         # Recomputed increases are differences of two whole log-probs, so the error grows with x as well. In float32,
@@ -99,7 +134,7 @@ class SiteBounds:
 
 
 def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = False) -> list[SiteBounds]:
-    """Bounds for some of a reading's sites; of `bounded` readouts only.
+    """Bounds for some of a reading's sites, where there are any (`reading.no_bound`).
 
     `both_sides` also prepares the lower bounds, which takes one more product with the vocabulary.
     """
@@ -109,19 +144,25 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
     scale = scale.expand(len(residuals), 1) if scale.ndim else scale.expand(len(residuals)).unsqueeze(1)
     gradient, sizes = torch.zeros_like(residuals), residuals.new_zeros(len(residuals))
     spreads: list[list[Spread]] = [[] for _ in chosen]
-    moments = zip(reading.log_under, reading.mean_columns, reading.mean_squares, strict=True)
-    for ratio, (log_q, mean, squares) in zip(reading.measure.ratios, moments, strict=True):
-        column, expected = ratio.softmax.column(ratio.over.index), mean[chosen]
+    words: list[list[Words]] = [[] for _ in chosen]
+    for one in reading.ratios:
+        softmax, expected = one.ratio.softmax, one.mean_columns[chosen]
 
-        def pulled_back(covectors: Tensor, softmax: Softmax = ratio.softmax) -> Tensor:
+        def pulled_back(covectors: Tensor, softmax: Softmax = softmax) -> Tensor:
             return readout.pulled_back(softmax.pulled_back(covectors), scale)
 
-        gradient = gradient + pulled_back(column - expected)
-        sizes = sizes + pulled_back(column.expand_as(expected)).norm(dim=-1) + squares[chosen].sqrt()
+        columns = one.ratio.over.columns()
+        single = len(columns) == 1
+        gradient = gradient + pulled_back((columns if single else 0.0) - expected)
+        over = torch.stack([pulled_back(column.expand_as(expected)) for column in columns], 1)  # [site, word, d_model]
+        if not single:
+            for site, (own, log_q) in enumerate(zip(over, one.log_over[chosen], strict=True)):
+                words[site].append(Words(own, log_q))
+        sizes = sizes + over.norm(dim=-1).amax(-1) + _length_below(one, readout, scale, chosen)
         if both_sides:
-            widest, variance = ratio.softmax.column_spread(log_q[chosen], expected)
+            widest, variance = softmax.column_spread(one.log_under[chosen], expected)
             for site, (r, v) in enumerate(zip(widest.tolist(), variance.tolist(), strict=True)):
-                spreads[site].append(Spread(ratio.softmax, r, v))
+                spreads[site].append(Spread(softmax, r, v))
     # Dot products of d numbers err by at most some eps sqrt(d) times the lengths multiplied: 0.2 of that was the most
     # seen in an evaluation, over the best 1,500 neurons of SmolLM2-135M and of Gemma 3 270M. Twice for the evaluation,
     # twice for the bound.
@@ -132,8 +173,14 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
             residual=residuals[i],
             scale=scale[i],
             gradient=gradient[i],
+            words=tuple(words[i]),
             rounding=float(rounding[i]),
             spreads=tuple(spreads[i]) if both_sides else None,
         )
         for i in range(len(residuals))
     ]
+
+
+def _length_below(one: RatioAt, readout: Readout, scale: Tensor, chosen: list[int]) -> Float[Tensor, " site"]:
+    """Root of E ‖N^T u‖² below a log-ratio's line: how long the covectors are that rounding acts on."""
+    return one.mean_squares(readout.gain)[chosen].sqrt() / scale[:, 0]

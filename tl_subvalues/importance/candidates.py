@@ -9,14 +9,18 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.run import UnitParts
 from tl_subvalues.decomposition.subvalues import Subvalues
-from tl_subvalues.importance.increases import as_prob_increase
 from tl_subvalues.numerics.numbering import Numbering
 from tl_subvalues.readout.reading import Reading
+from tl_subvalues.readout.targets import prob_increase_of
 
 
 @dataclass(frozen=True)
 class Certificate:
-    """How a ranking was found: all candidates evaluated ("sweep"), or as many as the bounds left open ("bound")."""
+    """How a ranking was found.
+
+    All candidates were evaluated ("sweep"; "direct", where that takes a few readout columns and not the vocabulary), or
+    as many as the bounds left open ("bound").
+    """
 
     method: str
     candidates: int
@@ -69,7 +73,7 @@ class Candidates:
         """
         if not self.by_prob:
             return increase
-        return as_prob_increase(increase, self.base.cpu()[group])
+        return prob_increase_of(increase, self.base.cpu()[group])
 
     def evaluate(self, number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Exact increases of the chosen parts; makes no more than the chosen vectors."""

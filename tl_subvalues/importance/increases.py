@@ -18,10 +18,7 @@ from torch import Tensor
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.reading import read
 from tl_subvalues.readout.readout import Readout
-from tl_subvalues.readout.targets import Target
-
-# Nats, from where on exp() of an increase is no longer needed to its last digits.
-_LARGE = 20.0
+from tl_subvalues.readout.targets import Target, prob_increase_of
 
 
 @no_autocast_no_grad
@@ -62,14 +59,7 @@ def prob_increase(
     token: int,
 ) -> Float[Tensor, "component *rest"]:
     """Probability increase of each subvalue; arguments and errors as `log_prob_increase`."""
-    return as_prob_increase(log_prob_increase(readout, residual, subvalues, token), readout.log_prob(residual, token))
-
-
-def as_prob_increase(increase: Float[Tensor, "*rest"], base: Float[Tensor, "*#rest"]) -> Float[Tensor, "*rest"]:
-    """Probability increase from a log-probability increase and the log-probability that it starts from."""
-    # expm1 keeps the digits of small increases; on top of a tiny probability, large ones would overflow it.
-    small = base.exp() * torch.expm1(increase.clamp(max=_LARGE))
-    return torch.where(increase < _LARGE, small, (base + increase).clamp(max=0.0).exp() - base.exp())
+    return prob_increase_of(log_prob_increase(readout, residual, subvalues, token), readout.log_prob(residual, token))
 
 
 def _require_fitting(readout: Readout, residual: Tensor, subvalues: Tensor, token: int) -> None:

@@ -15,8 +15,9 @@ from tqdm.auto import tqdm
 from tl_subvalues.importance.bounds import site_bounds
 from tl_subvalues.importance.candidates import Candidates, Certificate, Ranked
 
-# Subvalues made at a time, a multiple of the readout's blocks: 1,280 vectors of 4,096 numbers are 20 MB.
-BLOCK = 1280
+# Subvalues made at a time: 1,280 vectors of 4,096 numbers are 20 MB. With the one that rides along in an evaluation
+# (`Reading.increases`) they fill whole blocks of the readout.
+BLOCK = 1279
 
 
 def rank(candidates: Candidates, *, top: Any = None, largest: bool = True, show_progress: bool = False) -> Ranked:
@@ -28,11 +29,10 @@ def rank(candidates: Candidates, *, top: Any = None, largest: bool = True, show_
         ValueError: if `top` is not a positive number.
     """
     top = require_top(top)
-    if top is None or top >= len(candidates):
+    if top is None or top >= len(candidates) or candidates.reading.direct:
         return sweep(candidates, top, largest, show_progress)
-    if not candidates.reading.readout.bounded:
-        reason = "logits are not affine in the normed residual stream (a soft cap), so no bound holds"
-        return sweep(candidates, top, largest, show_progress, reason)
+    if candidates.reading.no_bound:
+        return sweep(candidates, top, largest, show_progress, candidates.reading.no_bound)
     return search(candidates, top, largest, show_progress)
 
 
@@ -69,7 +69,8 @@ def ranked_by(
     reason: str | None = None,
 ) -> Ranked:
     """Candidates whose increases are all known, ranked."""
-    return _ranked(candidates, torch.arange(len(increase)), increase, top, largest, "sweep", None, reason)
+    method = "direct" if candidates.reading.direct else "sweep"
+    return _ranked(candidates, torch.arange(len(increase)), increase, top, largest, method, None, reason)
 
 
 def search(candidates: Candidates, top: int, largest: bool, show_progress: bool) -> Ranked:
@@ -81,9 +82,10 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
         bound = at.upper(parts) if largest else at.lower(parts)
         group = torch.full((len(bound),), i)
         promise[candidates.numbering.span(i)] = sign * candidates.score(bound.cpu(), group)
-    # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more.
+    # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more. One of each
+    # evaluation is not a candidate (`Reading.increases`).
     block = candidates.reading.readout.block_sizes[0]
-    step = -(-top // block) * block
+    step = -(-(top + 1) // block) * block - 1
     found, order = promise.new_zeros(0), torch.zeros(0, dtype=torch.long)
     increase = found
     ahead = _by_promise(promise, 4 * step)  # a window of what comes next; the whole order would be twice the bounds
@@ -101,7 +103,7 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
             # Strictly above: a part that ties with the k-th must have been seen, for ties go by order of computation.
             if not len(ahead) or torch.topk(found, top).values[-1] > promise[ahead[0]]:
                 break
-            step = block * max(1, step // block // 2)
+            step = block * max(1, step // block // 2) - 1
     left = float(sign * promise[ahead[0]]) if len(ahead) else None
     return _ranked(candidates, order, increase, top, largest, "bound", left, None)
 

@@ -19,7 +19,14 @@ from tl_subvalues.model_view.checks import (
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
 from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.loading import load_named
-from tl_subvalues.model_view.tokens import answer_tokens, decode_each, decode_text, prompt_tokens, resolve_target
+from tl_subvalues.model_view.tokens import (
+    answer_tokens,
+    decode_each,
+    decode_text,
+    prompt_tokens,
+    resolve_target,
+    word_ids,
+)
 from tl_subvalues.model_view.view import ModelView, view_of
 from tl_subvalues.model_view.weights import FFN, Attention, ReadoutPieces
 
@@ -48,4 +55,5 @@ __all__ = [
     "resolve_target",
     "sum_tolerance",
     "view_of",
+    "word_ids",
 ]

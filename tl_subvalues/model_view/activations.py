@@ -9,7 +9,7 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.indexing import Positions
-from tl_subvalues.model_view.view import ModelView
+from tl_subvalues.model_view.view import ModelView, version_of
 
 
 class Activations:
@@ -173,6 +173,11 @@ class Activations:
     def final_scale(self, positions: Positions = slice(None)) -> Float[Tensor, "batch *pos 1"] | None:
         """Scale of the final norm in this run; None where there is no final norm."""
         return self._get("ln_final.hook_scale", positions) if self._view.readout.norm is not None else None
+
+    def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
+        """Changes whenever an entry of the cache is written to or replaced."""
+        tensors = ((name, self._cache[name]) for name in sorted(self._names))
+        return tuple((name, t.data_ptr(), version_of(t)) for name, t in tensors)
 
     @property
     def batched(self) -> bool:

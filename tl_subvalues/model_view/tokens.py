@@ -1,6 +1,7 @@
 """Prompts and targets: text or token ids in, checked token ids out."""
 
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
@@ -11,6 +12,9 @@ from torch import Tensor
 
 from tl_subvalues.errors import UnknownWordsWarning
 from tl_subvalues.model_view.view import ModelView
+
+# Words of a target: each is one readout column.
+_MOST_WORDS = 1000
 
 
 def prompt_tokens(view: ModelView, prompt: Any, prepend_bos: bool | None = None) -> Int[Tensor, " pos"]:
@@ -62,6 +66,32 @@ def resolve_target(view: ModelView, target: Any) -> int:
         raise ValueError(f"a target is a token id or text of one token, got {type(target).__name__} {target!r}.")
     _require_in_vocabulary(view, [int(target)], view.readout.d_vocab)
     return int(target)
+
+
+def word_ids(view: ModelView, words: Any, what: str) -> tuple[int, ...]:
+    """The ids of one word or of several: a word as `resolve_target` takes it, or a list of such.
+
+    Args:
+        view: the model.
+        words: one or several.
+        what: they are called in messages, such as "target".
+
+    Raises:
+        ValueError: as `resolve_target`; for an empty list, too long a list, and a word that is there twice.
+    """
+    if isinstance(words, Tensor) and words.ndim == 1:
+        words = words.tolist()
+    if isinstance(words, str) or not isinstance(words, Sequence):
+        return (resolve_target(view, words),)
+    if not words:
+        raise ValueError(f"{what} is an empty list; name at least one word.")
+    if len(words) > _MOST_WORDS:
+        raise ValueError(f"{what} has {len(words)} words, more than the {_MOST_WORDS} that are read one by one.")
+    ids = tuple(resolve_target(view, word) for word in words)
+    twice = next((token for token, times in Counter(ids).items() if times > 1), None)
+    if twice is not None:
+        raise ValueError(f"{what} has {decode_each(view, [twice])[0]!r} (token id {twice}) twice; name each word once.")
+    return ids
 
 
 def answer_tokens(view: ModelView, answer: Any) -> Int[Tensor, " pos"]:

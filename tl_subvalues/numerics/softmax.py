@@ -64,6 +64,11 @@ class Softmax:
         self.n_classes = columns.n_classes
 
     @property
+    def has_columns(self) -> bool:
+        """Whether classes can be read by their own columns."""
+        return True
+
+    @property
     def block_sizes(self) -> tuple[int, int]:
         """Vectors and classes that are read at a time on this device."""
         return (VECTOR_BLOCK, VOCAB_BLOCK) if self._device.type == "cpu" else ACCELERATOR_BLOCKS
@@ -77,11 +82,11 @@ class Softmax:
         return self._project(lin) * self._factor
 
     def bs_value(self, lin: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
-        """Before-softmax value of one class."""
+        """Before-softmax value of one class, in float64."""
         return _dot(lin, self.pulled_back(self.column(index)))
 
     def class_logits(self, normed: Float[Tensor, "n d_model"], ids: Sequence[int]) -> Float[Tensor, "n class"]:
-        """Logits of some classes, each row by itself."""
+        """Logits of some classes, in float64."""
         made = [
             self._capped(_dot(normed, self.pulled_back(self._column(i))) + self._bias(slice(i, i + 1))) for i in ids
         ]
@@ -97,7 +102,7 @@ class Softmax:
             over: what the sum is measured against, in nats.
             without: classes that are left out of the sum.
         """
-        rows, shift = self._rows(normed), padded(over, self.block_sizes[0])
+        rows, shift = self._rows(normed), padded(over.to(normed), self.block_sizes[0])
 
         def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
             logits = self._capped((rows @ W).add_(self._bias(words)))
@@ -312,23 +317,28 @@ class ClosedSoftmax(Softmax):
         self._unembed = unembed
         self.n_classes = n_classes
 
+    @property
+    def has_columns(self) -> bool:
+        """No: the module can only be called."""
+        return False
+
     def logits(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         """Logits of all classes."""
         return self._capped(self._unembed(normed))
 
     def bs_value(self, lin: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
         """Before-softmax value of one class."""
-        return self.bs_values(lin)[:, index]
+        return self.bs_values(lin)[:, index].double()
 
     def class_logits(self, normed: Float[Tensor, "n d_model"], ids: Sequence[int]) -> Float[Tensor, "n class"]:
         """Logits of some classes."""
-        return torch.cat([self.logits(rows)[:, list(ids)] for rows in normed.split(VECTOR_BLOCK)])
+        return torch.cat([self.logits(rows)[:, list(ids)] for rows in normed.split(VECTOR_BLOCK)]).double()
 
     def log_share(
         self, normed: Float[Tensor, "n d_model"], over: Float[Tensor, " n"], without: Sequence[int] = ()
     ) -> Float[Tensor, " n"]:
         """`over` minus log Σ_t exp(z_t)."""
-        pairs = zip(normed.split(VECTOR_BLOCK), over.split(VECTOR_BLOCK), strict=True)
+        pairs = zip(normed.split(VECTOR_BLOCK), over.to(normed).split(VECTOR_BLOCK), strict=True)
         everything = slice(0, self.n_classes)
         return torch.cat([z - _left_out(self.logits(rows), everything, without).logsumexp(-1) for rows, z in pairs])
 
@@ -355,5 +365,5 @@ def _left_out(logits: Float[Tensor, "n classes"], words: slice, without: Sequenc
 
 
 def _dot(rows: Float[Tensor, "n d_model"], column: Float[Tensor, " d_model"]) -> Float[Tensor, " n"]:
-    """Rows @ column, each row summed alone, so that its bits do not depend on how many there are."""
-    return (rows * column).sum(-1)
+    """Rows @ column in float64, each row summed alone, so that its bits do not depend on how many there are."""
+    return (rows.double() * column.double()).sum(-1)

@@ -18,8 +18,7 @@ from torch import Tensor
 from tl_subvalues.model_view import Activations, ModelView, ReadoutPieces, view_of
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax, log_softmax
-from tl_subvalues.readout.measures import measure_of, place_of
-from tl_subvalues.readout.targets import Target
+from tl_subvalues.readout.measures import Vocabulary
 
 Scale = Literal["frozen", "recomputed"]
 
@@ -90,8 +89,13 @@ class Readout:
 
     def band(self, token: int) -> int:
         """Which piece of the vocabulary a word is in: 0 for the head, and for every word where there is one piece."""
-        number, _ = place_of(self.softmaxes, token)
+        number, _ = self.vocabulary.place_of(token)
         return number
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Its words as classes of its softmaxes."""
+        return Vocabulary(self.softmaxes)
 
     @property
     def d_vocab(self) -> int:
@@ -121,7 +125,7 @@ class Readout:
         self.require_word(token)
         normed = self.normed(residual)
         flat = normed.reshape(-1, normed.shape[-1])
-        return measure_of(self.softmaxes, Target((token,))).value(flat).reshape(normed.shape[:-1])
+        return self.vocabulary.log_prob((token,)).value(flat).reshape(normed.shape[:-1])
 
     @no_autocast_no_grad
     def bs_values(self, vectors: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:

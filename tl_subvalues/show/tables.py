@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tl_subvalues.importance.curve import Curve
 from tl_subvalues.labels import Unit, labels_in, labels_of, parse_label, require_different
+from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.activation import ActivationScores
 from tl_subvalues.upstream.query import QueryScores
 from tl_subvalues.words.vocabulary import Words
@@ -105,11 +106,13 @@ def query_table(unit: Unit, scores: QueryScores, top: int | None, tokens: Sequen
     return table
 
 
-def curve_table(curve: Curve) -> pd.DataFrame:
-    """One row a step."""
-    log_prob = curve.measured.cpu().double().numpy()
-    steps = np.arange(len(curve.labels))
-    return pd.DataFrame({"step": steps, "label": curve.labels, "prob": np.exp(log_prob), "log_prob": log_prob})
+def curve_table(curves: Sequence[tuple[Target, Curve]]) -> pd.DataFrame:
+    """One row a step: what each of the targets is there, over the same components."""
+    labels = curves[0][1].labels
+    columns: dict[str, Any] = {"step": np.arange(len(labels)), "label": labels}
+    for target, curve in curves:
+        columns |= {name: values.numpy() for name, values in target.report(curve.measured.cpu().double()).items()}
+    return pd.DataFrame(columns)
 
 
 def coefficients_in(table: Any) -> list[float] | None:
@@ -125,19 +128,21 @@ def coefficients_in(table: Any) -> list[float] | None:
     return table["coefficient"].astype(float).tolist() if "coefficient" in table else None
 
 
-def value_neurons_in(values: Any) -> tuple[list[str], list[float]]:
-    """Labels and log-probability increases of value neurons.
+def value_neurons_in(values: Any, column: str) -> tuple[list[str], list[float]]:
+    """Labels and increases of value neurons.
+
+    Args:
+        values: a table of `ffn_neurons` or `attn_neurons`.
+        column: what its increases are called.
 
     Raises:
-        ValueError: unless it is a table of `ffn_neurons` or `attn_neurons` with finite increases.
+        ValueError: unless it is such a table, with finite increases.
     """
-    if not isinstance(values, pd.DataFrame) or not {"label", "log_prob_increase"} <= set(values.columns):
+    if not isinstance(values, pd.DataFrame) or not {"label", column} <= set(values.columns):
         raise ValueError("values is a table of trace.ffn_neurons() or trace.attn_neurons(), with label and increase.")
     labels = labels_in(values)
     require_different(labels)
-    increases = pd.to_numeric(values["log_prob_increase"], errors="coerce").astype(float)
+    increases = pd.to_numeric(values[column], errors="coerce").astype(float)
     if not np.isfinite(increases).all():
-        raise ValueError(
-            "values holds log-probability increases that are NaN, infinite or no numbers; drop those rows."
-        )
+        raise ValueError(f"values holds a {column} that is NaN, infinite or no number; drop those rows.")
     return labels, increases.tolist()

@@ -121,7 +121,7 @@ def ablations(
     sets = [(name, k, [parsed[label] for label in top[:k]]) for name, top in tops.items() for k in ks]
     batch = max(1, _TOKENS // len(fact.tokens))
     found = outcomes(view, traced, [[], *(components for _, _, components in sets)], Mode(), batch_size=batch)
-    before, *after = zip(found.log_prob.tolist(), found.rank.tolist(), strict=True)
+    before, *after = zip(found.values["log_prob"].tolist(), found.rank.tolist(), strict=True)
     return [
         Ablation(name, k, before[0], log_prob, before[1], rank)
         for (name, k, _), (log_prob, rank) in zip(sets, after, strict=True)

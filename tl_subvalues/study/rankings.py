@@ -25,7 +25,6 @@ from tl_subvalues.importance.candidates import Candidates
 from tl_subvalues.importance.search import rank
 from tl_subvalues.labels import ffn_neuron_label
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
-from tl_subvalues.readout.measures import measure_of
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.tracing.trace import Trace
 
@@ -133,12 +132,12 @@ def direct_logit_attribution(trace: Trace) -> Float[Tensor, " neuron"]:
     """The target's bs-value of the subvalue, at the final scale of the run (before a logit soft cap)."""
     readout = Readout.frozen_at(trace.run.view, trace.run.activations, trace.position)
     at = readout.scale_at(trace.run.activations.final_residual(trace.position)[0])
-    column = readout.pulled_back(measure_of(readout.softmaxes, trace.target).column(), at)
+    column = readout.pulled_back(trace.reading.logit_column(), at)
     return torch.cat([parts.inner_products(column) for _, parts in ffn_parts(trace)])
 
 
 def gradient_times_activation(trace: Trace) -> Float[Tensor, " neuron"]:
-    """Coefficient times gradient, m · ∂ log p(target) / ∂ m, exact through all that follows the neuron."""
+    """Coefficient times gradient, m · ∂ measure / ∂ m, exact through all that follows the neuron."""
     view, deltas = trace.run.view, dict[int, Tensor]()
 
     def adding(layer: int) -> Callable[..., Tensor]:
@@ -155,8 +154,8 @@ def gradient_times_activation(trace: Trace) -> Float[Tensor, " neuron"]:
     hooks = [(view.layer(layer).hook("mlp.hook_post"), adding(layer)) for layer, _ in parts]
     with torch.inference_mode(False), torch.enable_grad():
         logits = view.logits(trace.tokens[None], hooks)[0, trace.position]
-        log_prob = logits.to(view.compute_dtype).log_softmax(-1)[trace.target_id]
-        gradients = torch.autograd.grad(log_prob, [deltas[layer] for layer, _ in parts])
+        value = trace.target.value(logits.to(view.compute_dtype).log_softmax(-1))
+        gradients = torch.autograd.grad(value, [deltas[layer] for layer, _ in parts])
     return torch.cat([m.coefficients * g.to(m.coefficients) for (_, m), g in zip(parts, gradients, strict=True)])
 
 

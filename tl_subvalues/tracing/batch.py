@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -10,11 +10,11 @@ from tqdm.auto import tqdm
 from tl_subvalues.importance.search import rank, ranked_by
 from tl_subvalues.importance.shared_sweep import shared_sweep
 from tl_subvalues.labels import Unit
-from tl_subvalues.model_view import prompt_tokens, resolve_target, view_of
+from tl_subvalues.model_view import prompt_tokens, view_of
 from tl_subvalues.model_view.indexing import resolve_index
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
+from tl_subvalues.readout.asked import REST, asked
 from tl_subvalues.readout.readout import Scale, require_scale
-from tl_subvalues.readout.targets import Target
 from tl_subvalues.tracing.prompt import trace_of_run
 from tl_subvalues.tracing.trace import Trace
 
@@ -22,8 +22,9 @@ from tl_subvalues.tracing.trace import Trace
 def trace_batch(
     model: Any,
     prompts: Sequence[Any],
-    targets: Sequence[Any],
+    targets: Sequence[Any] | None = None,
     *,
+    against: Sequence[Any] | Literal["rest"] | None = None,
     position: int = -1,
     scale: Scale = "frozen",
     prepend_bos: bool | None = None,
@@ -35,7 +36,8 @@ def trace_batch(
     Args:
         model: a TransformerLens model.
         prompts: texts or token ids, as `trace` takes them.
-        targets: one for each prompt.
+        targets: one for each prompt, as `trace` takes them; None is the model's most probable next token everywhere.
+        against: what each target is measured against, one for each prompt; "rest" or None goes for all.
         position: where the targets are predicted, counted in each prompt; negative counts from its end.
         scale: as in `trace`.
         prepend_bos: as in `trace`.
@@ -48,23 +50,39 @@ def trace_batch(
     """
     view = view_of(model)
     require_scale(scale)
-    if isinstance(prompts, str) or len(prompts) != len(targets) or not len(prompts):
-        raise ValueError(f"a list of prompts and as many targets are needed, got {len(prompts)} and {len(targets)}.")
-    asked = []
-    for number, (prompt, target) in enumerate(zip(prompts, targets, strict=True)):
+    if isinstance(prompts, str) or not len(prompts):
+        raise ValueError(f"prompts is a list of at least one prompt, got {prompts!r}.")
+    wanted = zip(
+        prompts, _one_each(targets, "targets", len(prompts)), _one_each(against, "against", len(prompts)), strict=True
+    )
+    work = []
+    for number, (prompt, target, other) in enumerate(wanted):
         try:
             tokens = prompt_tokens(view, prompt, prepend_bos)
-            asked_of = Target((resolve_target(view, target),))
-            asked.append((tokens, asked_of, resolve_index(position, len(tokens), "position")))
+            work.append((tokens, asked(view, target, other), resolve_index(position, len(tokens), "position")))
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from error
     traces = []
-    for start in tqdm(range(0, len(asked), batch_size), disable=not show_progress, unit="batch"):
-        batch = asked[start : start + batch_size]
-        runs = view.run_batch([tokens for tokens, _, _ in batch])
-        for (tokens, target, at), (logits, cache) in zip(batch, runs, strict=True):
-            traces.append(trace_of_run(view, tokens, target, at, scale, cache, logits))
+    with tqdm(total=len(work), desc="tracing", disable=not show_progress, unit="prompt") as bar:
+        for start in range(0, len(work), batch_size):
+            batch = work[start : start + batch_size]
+            runs = view.run_batch([tokens for tokens, _, _ in batch])
+            for (tokens, target, at), (logits, cache) in zip(batch, runs, strict=True):
+                traces.append(trace_of_run(view, tokens, target, at, scale, cache, logits))
+            bar.update(len(batch))
     return TraceBatch(tuple(traces))
+
+
+def _one_each(given: Any, what: str, n: int) -> list[Any]:
+    """One for each prompt; None, and "rest", go for all."""
+    if given is None or (isinstance(given, str) and given == REST):
+        return [given] * n
+    if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != n:
+        number = "" if isinstance(given, str) or not isinstance(given, Sequence) else f" of {len(given)}"
+        raise ValueError(
+            f"{what} is a list with one for each of the {n} prompts, got {type(given).__name__}{number} {given!r}."
+        )
+    return list(given)
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +97,20 @@ class TraceBatch(Sequence[Trace]):
     def __getitem__(self, number: Any) -> Any:
         return self.traces[number]
 
+    def layers(self) -> pd.DataFrame:
+        """`Trace.layers` of every prompt."""
+        return _together([trace.layers() for trace in self.traces])
+
+    def heads(self, top: int | None = None, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+        """`Trace.heads` of every prompt."""
+        return self._tables("head", top, largest, show_progress)
+
+    def head_positions(
+        self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False
+    ) -> pd.DataFrame:
+        """`Trace.head_positions` of every prompt."""
+        return self._tables("head_position", top, largest, show_progress)
+
     def ffn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
         """`Trace.ffn_neurons` of every prompt; with top=None, the sweep's products are shared."""
         return self._tables("ffn_neuron", top, largest, show_progress)
@@ -90,13 +122,19 @@ class TraceBatch(Sequence[Trace]):
     @no_autocast_no_grad
     def _tables(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
         many = [trace.candidates(unit) for trace in self.traces]
-        if top is None and all(one.reading.readout.affine for one in many):
+        if top is None and unit in ("ffn_neuron", "attn_neuron") and all(one.reading.whole for one in many):
             found = [ranked_by(one, s, largest) for one, s in zip(many, shared_sweep(many, show_progress), strict=True)]
         else:
             found = [rank(one, top=top, largest=largest, show_progress=show_progress) for one in many]
-        tables = [trace.table(one, ranked) for trace, one, ranked in zip(self.traces, many, found, strict=True)]
-        for number, table in enumerate(tables):
-            table.insert(0, "prompt", number)
-        whole = pd.concat(tables, ignore_index=True)
-        whole.attrs = {"certificates": [table.attrs["certificate"] for table in tables]}
-        return whole
+        return _together(
+            [trace.table(one, ranked) for trace, one, ranked in zip(self.traces, many, found, strict=True)]
+        )
+
+
+def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Tables of several prompts as one, behind a column `prompt`."""
+    for number, table in enumerate(tables):
+        table.insert(0, "prompt", number)
+    whole = pd.concat(tables, ignore_index=True)
+    whole.attrs = {"certificates": [table.attrs["certificate"] for table in tables]}
+    return whole

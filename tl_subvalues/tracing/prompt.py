@@ -15,11 +15,11 @@ from tl_subvalues.model_view import (
     check_run,
     decode_each,
     prompt_tokens,
-    resolve_target,
     view_of,
 )
 from tl_subvalues.model_view.indexing import resolve_index
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
+from tl_subvalues.readout.asked import Asked, asked
 from tl_subvalues.readout.readout import Readout, Scale, require_scale
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.tracing.trace import Trace
@@ -28,19 +28,23 @@ from tl_subvalues.tracing.trace import Trace
 def trace(
     model: Any,
     prompt: Any,
-    target: Any,
+    target: Any = None,
     *,
+    against: Any = None,
     position: int = -1,
     scale: Scale = "frozen",
     prepend_bos: bool | None = None,
     cache: Any = None,
 ) -> Trace:
-    """Trace a target token through one prompt: which layers, heads and neurons raise its log-probability.
+    """Trace a target through one prompt: which layers, heads and neurons raise its log-probability.
 
     Args:
         model: a TransformerLens model (TransformerBridge, raw or in compatibility mode, or HookedTransformer).
         prompt: text, or token ids (list, [pos] or [1, pos] tensor).
-        target: text of exactly one token, or a token id.
+        target: text of exactly one token, or a token id; a list of these, for any of them; or None, the model's most
+            probable next token.
+        against: None, or what the target is measured against: a word, a list of words, or "rest", all others. The
+            measure is then log p(target) − log p(against), for two single words TransformerLens's logit difference.
         position: where the target is predicted; negative counts from the end.
         scale: "frozen" holds the final norm's scale at this run's final residual stream (the paper's way), "recomputed"
             takes it from whatever is read (the logit lens).
@@ -58,13 +62,13 @@ def trace(
     view = view_of(model)
     require_scale(scale)
     tokens = prompt_tokens(view, prompt, prepend_bos)
-    asked = Target((resolve_target(view, target),))
+    wanted = asked(view, target, against)
     at = resolve_index(position, len(tokens), "position")
     if cache is None:
         logits, cache = view.run(tokens)
-        return trace_of_run(view, tokens, asked, at, scale, cache, logits)
+        return trace_of_run(view, tokens, wanted, at, scale, cache, logits)
     _require_same_prompt(view, Activations(view, cache), tokens)
-    made = trace_of_run(view, tokens, asked, at, scale, cache, None)
+    made = trace_of_run(view, tokens, wanted, at, scale, cache, None)
     _check_readout_anew(view, tokens)
     return made
 
@@ -73,7 +77,7 @@ def trace(
 def trace_of_run(
     view: ModelView,
     tokens: Int[Tensor, " pos"],
-    target: Target,
+    wanted: Asked,
     position: int,
     scale: Scale,
     cache: Any,
@@ -87,15 +91,18 @@ def trace_of_run(
     log_probs = frozen.log_probs(activations.final_residual(position)[0])
     if logits is not None:
         check_readout(view, log_probs, logits[position])
+    target = wanted.settled(view, log_probs)
+    log_prob = Target(target.ids).value(log_probs)
     return Trace(
         tokens=tokens,
         str_tokens=decode_each(view, tokens.tolist()),
         target=target,
-        target_token=decode_each(view, [target.first])[0],
+        target_tokens=decode_each(view, target.ids),
         position=position,
-        log_prob=float(target.log_prob(log_probs)),
-        prob=float(target.log_prob(log_probs).exp()),
+        log_prob=float(log_prob),
+        prob=float(log_prob.exp()),
         rank=int(target.rank(log_probs)),
+        value=float(target.value(log_probs)),
         scale=scale,
         model=view.model,
         cache=cache,

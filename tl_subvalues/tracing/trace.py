@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import torch
@@ -15,13 +15,12 @@ from tl_subvalues.decomposition.components import require_own
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.importance.candidates import Candidates, Ranked
 from tl_subvalues.importance.curve import curve_of
-from tl_subvalues.importance.increases import as_prob_increase
 from tl_subvalues.importance.search import rank, require_top
 from tl_subvalues.labels import Unit, labels_in, require_different, sublayer_label
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
-from tl_subvalues.readout.reading import Reading, read
+from tl_subvalues.readout.reading import Known, Reading, read
 from tl_subvalues.readout.readout import Readout, Scale
-from tl_subvalues.readout.targets import Target
+from tl_subvalues.readout.targets import Measure, Target
 from tl_subvalues.show import plots
 from tl_subvalues.show.tables import (
     activation_table,
@@ -44,11 +43,12 @@ class Trace:
     tokens: Int[Tensor, " pos"]
     str_tokens: list[str]
     target: Target
-    target_token: str
+    target_tokens: list[str]
     position: int  # where the target is predicted, counted from the front
-    log_prob: float  # of the target, in nats
+    log_prob: float  # of the target (of several words: of any of them), in nats
     prob: float
-    rank: int  # of the target among all words; 1 is the top
+    rank: int  # of the target's most probable word among all; 1 is the top
+    value: float  # the target's measure, in nats
     scale: Scale
     model: Any = field(repr=False)
     cache: Any = field(repr=False)
@@ -57,8 +57,33 @@ class Trace:
 
     @property
     def target_id(self) -> int:
-        """The target's token id."""
+        """The target's token id, of several the first."""
         return self.target.first
+
+    @property
+    def target_token(self) -> str:
+        """The target's text, of several the first."""
+        return self.target_tokens[0]
+
+    @property
+    def target_ids(self) -> list[int]:
+        """Token ids of all the target's words."""
+        return list(self.target.ids)
+
+    @property
+    def against_ids(self) -> list[int] | Literal["rest"] | None:
+        """What the target is measured against: token ids, "rest", or nothing."""
+        return self.target.against_ids
+
+    @property
+    def measure(self) -> Measure:
+        """What is measured, in nats: "log_prob", or "log_prob_diff" where there is an `against`."""
+        return self.target.measure
+
+    @property
+    def log_prob_diff(self) -> float | None:
+        """log p(target) − log p(against), in nats; None without an `against`."""
+        return self.value if self.measure == "log_prob_diff" else None
 
     def layers(self) -> pd.DataFrame:
         """Every sublayer's output, in order of computation: columns label, layer, sublayer, and the two increases.
@@ -74,7 +99,7 @@ class Trace:
         return self._table("head", top, largest, show_progress)
 
     def head_positions(
-        self, top: int | None = None, *, largest: bool = True, show_progress: bool = False
+        self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False
     ) -> pd.DataFrame:
         """Attention heads at one source position: columns label, layer, head, position, token, the two increases."""
         return self._table("head_position", top, largest, show_progress)
@@ -112,7 +137,7 @@ class Trace:
         if isinstance(k, bool) or not isinstance(k, int) or k < 1:
             raise ValueError(f"k is a positive number, got {k!r}.")
         labels = labels_in(label)
-        self.run.require_same_weights()
+        self.run.require_unchanged()
         words = vocabulary(self.run, self.readout, labels, k, through)
         return vocabulary_table(words, with_label=not isinstance(label, str))
 
@@ -137,7 +162,7 @@ class Trace:
             ValueError: if the label names no neuron of this trace, or `by` no kind of component.
             UnsupportedModelError: if the scores would not add up, naming the layer.
         """
-        self.run.require_same_weights()
+        self.run.require_unchanged()
         return activation_table(label, by, activation_scores(self.run, label, by))
 
     def query_layers(self, values: Any) -> pd.DataFrame:
@@ -176,17 +201,18 @@ class Trace:
         They are added in the table's order to the residual stream that the earliest sublayer among them reads, which is
         step 0. The curve of `layers()` runs from the embedding to the model's own output.
         """
-        self.run.require_same_weights()
+        self.run.require_unchanged()
         labels = labels_in(table)
         require_different(labels)
         require_own(self.run, labels, coefficients_in(table))
-        return curve_table(curve_of(self.run, self.reading, labels))
+        curves = [(target, curve_of(self.run, self._reading(target), labels)) for target in self.target.shown]
+        return curve_table(curves)
 
     @no_autocast_no_grad
     def _queries(self, unit: Unit, values: Any, top: int | None) -> pd.DataFrame:
-        self.run.require_same_weights()
+        self.run.require_unchanged()
         top = require_top(top)
-        labels, increases = value_neurons_in(values)
+        labels, increases = value_neurons_in(values, self.target.column)
         require_own(self.run, labels, coefficients_in(values))
         return query_table(unit, query_scores(self.run, labels, increases, unit), top, self.str_tokens)
 
@@ -225,7 +251,13 @@ class Trace:
     @cached_property
     def reading(self) -> Reading:
         """The target at every sublayer's input: what increases are measured from."""
-        return read(self.readout, self.target, torch.stack([site.residual for site in self.run.sites]))
+        return self._reading(self.target)
+
+    def _reading(self, target: Target) -> Reading:
+        """A target at every sublayer's input, held against the run's own last residual stream."""
+        final = self.run.activations.final_residual(self.position)[0]
+        known = Known(final, self.value if target == self.target else self.log_prob)
+        return read(self.readout, target, torch.stack([site.residual for site in self.run.sites]), known)
 
     @no_autocast_no_grad
     def candidates(self, unit: Unit) -> Candidates:
@@ -234,17 +266,14 @@ class Trace:
         Raises:
             UnsupportedModelError: if a layer has no such parts, naming all that have none.
         """
-        self.run.require_same_weights()
+        self.run.require_unchanged()
         return Candidates(self.reading, self.run.parts_of(unit))
 
     @no_autocast_no_grad
     def table(self, candidates: Candidates, ranked: Ranked) -> pd.DataFrame:
         """Ranked candidates as a table, with their certificate in `attrs`."""
         parts, base = candidates.parts, candidates.base.cpu()[ranked.group]
-        increases = {
-            "log_prob_increase": ranked.increase,
-            "prob_increase": as_prob_increase(ranked.increase, base),
-        }
+        increases = self.target.increases(ranked.increase, base)
         table = ranked_table(
             parts.unit,
             parts.fields(ranked.group, ranked.index),
