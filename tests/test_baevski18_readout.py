@@ -149,8 +149,18 @@ def test_search_is_sweep_and_bounds_hold(target, tmp_path, monkeypatch):
             candidates = trace.candidates(unit)
             bounds = site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
             increase = candidates.evaluate(torch.arange(len(candidates)))
-            upper = torch.cat([site.upper(parts) for site, parts in zip(bounds, candidates.groups, strict=True)])
-            lower = torch.cat([site.lower(parts) for site, parts in zip(bounds, candidates.groups, strict=True)])
+            upper = torch.cat(
+                [
+                    site.upper(parts, parts.inner_products(site.gradient))
+                    for site, parts in zip(bounds, candidates.groups, strict=True)
+                ]
+            )
+            lower = torch.cat(
+                [
+                    site.lower(parts, parts.inner_products(site.gradient))
+                    for site, parts in zip(bounds, candidates.groups, strict=True)
+                ]
+            )
             assert (increase <= upper + 1e-9).all()
             assert (increase >= lower - 1e-9).all()
 

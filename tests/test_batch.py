@@ -182,3 +182,18 @@ def test_a_batch_of_increases_is_its_rows() -> None:
             readout = tlsv.Readout(model, scale=scale[row, at])
             alone = tlsv.log_prob_increase(readout, x[row, at], stack[:, row, at], 9)
             torch.testing.assert_close(together[:, row, at], alone, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("lengths", [(1, 10, 40), (10, 40), (1, 17, 40)])
+def test_positions_that_depend_on_the_length(lengths: tuple[int, ...]) -> None:
+    """Phi 3's long positions begin at 16 tokens here: shorter prompts beside longer ones are read as they are alone."""
+    rope = {"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [4.0] * 4, "rope_theta": 10000.0}
+    model = zoo.bridge("phi3", original_max_position_embeddings=16, rope_parameters=rope, rope_scaling=rope)
+    prompts = [torch.randint(3, 61, (n,), generator=torch.Generator().manual_seed(n)) for n in lengths]
+    batch = tlsv.trace_batch(model, prompts, [5] * len(prompts))
+    for traced, prompt in zip(batch, prompts, strict=True):
+        assert traced.log_prob == pytest.approx(tlsv.trace(model, prompt, 5).log_prob, abs=1e-5)
+    whole = tlsv.trace_answer(model, prompts[-1][:10], prompts[-1][10:30])
+    for number in (0, 5, 19):
+        alone = tlsv.trace(model, prompts[-1][: 10 + number], int(prompts[-1][10 + number]))
+        assert whole[number].log_prob == pytest.approx(alone.log_prob, abs=1e-5)

@@ -44,7 +44,12 @@ def test_a_huge_part_that_all_columns_share_and_the_gain_removes(tokens: torch.T
     candidates = trace.candidates("ffn_neuron")
     increase = candidates.evaluate(torch.arange(len(candidates)))
     bounds = site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
-    lower = torch.cat([at.lower(parts) for at, parts in zip(bounds, candidates.groups, strict=True)])
+    lower = torch.cat(
+        [
+            at.lower(parts, parts.inner_products(at.gradient))
+            for at, parts in zip(bounds, candidates.groups, strict=True)
+        ]
+    )
     assert (increase >= lower).all()
 
 

@@ -77,8 +77,12 @@ def test_bounds_hold_in_float64(family: str, scale: str, tokens: torch.Tensor) -
     for unit in ("ffn_neuron", "attn_neuron", "head_position", "head"):
         for candidates, sites in prepared(trace, unit):
             increase = candidates.evaluate(torch.arange(len(candidates)))
-            upper = torch.cat([s.upper(p) for s, p in zip(sites, candidates.groups, strict=True)])
-            lower = torch.cat([s.lower(p) for s, p in zip(sites, candidates.groups, strict=True)])
+            upper = torch.cat(
+                [s.upper(p, p.inner_products(s.gradient)) for s, p in zip(sites, candidates.groups, strict=True)]
+            )
+            lower = torch.cat(
+                [s.lower(p, p.inner_products(s.gradient)) for s, p in zip(sites, candidates.groups, strict=True)]
+            )
             assert (increase <= upper + 1e-9).all()
             assert (increase >= lower - 1e-9).all()
 
@@ -95,7 +99,7 @@ def test_a_broken_bound_is_caught(tokens: torch.Tensor, monkeypatch: pytest.Monk
     soften(model)
     trace = tlsv.trace(model, tokens, 5)
     upper = SiteBounds.upper
-    monkeypatch.setattr(SiteBounds, "upper", lambda self, parts: -upper(self, parts))
+    monkeypatch.setattr(SiteBounds, "upper", lambda self, *arguments: -upper(self, *arguments))
     with pytest.raises(AssertionError):
         assert_search_is_sweep(trace, "ffn_neurons", 3, True)
 

@@ -152,8 +152,18 @@ def test_bounds_hold_in_float64(family: str, scale: Any, tokens: Tensor) -> None
             candidates = trace.candidates(unit)
             increase = candidates.evaluate(torch.arange(len(candidates)))
             bounds = site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
-            upper = torch.cat([at.upper(parts) for at, parts in zip(bounds, candidates.groups, strict=True)])
-            lower = torch.cat([at.lower(parts) for at, parts in zip(bounds, candidates.groups, strict=True)])
+            upper = torch.cat(
+                [
+                    at.upper(parts, parts.inner_products(at.gradient))
+                    for at, parts in zip(bounds, candidates.groups, strict=True)
+                ]
+            )
+            lower = torch.cat(
+                [
+                    at.lower(parts, parts.inner_products(at.gradient))
+                    for at, parts in zip(bounds, candidates.groups, strict=True)
+                ]
+            )
             assert (increase <= upper + 1e-9).all()
             assert (increase >= lower - 1e-9).all()
             assert not (increase >= upper - 1e-6).all()

@@ -18,7 +18,7 @@ from tl_subvalues.decomposition.subvalues import (
 )
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import PART_OF, Unit
-from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, check_sources
+from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, Routed, check_sources, sum_tolerance
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,31 @@ class UnitParts:
     numbers: tuple[int, ...]  # of the sublayers, among the run's sites
     sites: tuple[Site, ...]
     parts: tuple[Parts, ...]
+    constants: tuple[Float[Tensor, " d_model"], ...]  # what each sublayer adds beside its parts
+    tolerance: float
+
+    def check_sum(self, number: int, covector: Float[Tensor, " d_model"], products: Float[Tensor, " all"]) -> None:
+        """Check that a sublayer's parts still add up to what the run's sublayer added, along a covector.
+
+        Args:
+            number: which sublayer.
+            covector: any, the more of the parts it sees the better.
+            products: ⟨covector, v⟩ of every part, which most callers have anyway.
+
+        Raises:
+            ValueError: if they do not: weights or activations have changed since the run, unseen by `fingerprint`.
+        """
+        site = self.sites[number]
+        whole = site.output - self.constants[number]
+        error = (products.sum(dtype=torch.float64) - (whole.double() @ covector.double())).abs()
+        # What rounding may do: to each part, and to each entry of the output, which is in the model's dtype.
+        size = products.norm().double() + (site.output.double() * covector.double()).abs().sum()
+        if not bool(error <= self.tolerance * size):
+            raise ValueError(
+                f"the {self.unit.replace('_', ' ')}s of layer {site.layer} no longer add up to what its "
+                f"{site.sublayer} sublayer added in the run (off by {float(error):.2g} where they amount to "
+                f"{float(size):.2g}): its weights, or the trace's cache, were written to since; trace the prompt again."
+            )
 
     def fields(self, group: Int[Tensor, " n"], index: Int[Tensor, " n"]) -> dict[str, Tensor]:
         """What tells the chosen parts apart: layer, head, position, dim, neuron, as far as the unit has them.
@@ -68,7 +93,7 @@ class Run:
         self.position = position
         self._weights = view.fingerprint()
         self._activations = activations.fingerprint()
-        self._experts: dict[int, ExpertParts] = {}  # routing a prompt anew for every label would be slow
+        self._experts: dict[int, Routed] = {}
 
     def require_unchanged(self) -> None:
         """Raise if the model's weights or the run's activations were written to since, for its parts are made of both.
@@ -147,7 +172,7 @@ class Run:
         if site.sublayer == "attn":
             passage, bias = layer.attention().passage, layer.attention().b_O
         elif (mixture := layer.mixture()) is not None:
-            routed = self.activations.experts(site.layer, self.position)
+            routed = self._routed(site.layer)
             passage, bias = mixture.passage, None if routed.bias is None else routed.bias[0]
         else:
             passage, bias = layer.ffn().passage, layer.ffn().b_out
@@ -196,7 +221,22 @@ class Run:
             first = next(iter(refused.values()))
             more = f" The same holds for layers {', '.join(map(str, list(refused)[1:]))}." if len(refused) > 1 else ""
             raise UnsupportedModelError(f"{first}{more}") from first
-        return UnitParts(unit, tuple(numbers), tuple(self.sites[number] for number in numbers), tuple(parts))
+        sites = tuple(self.sites[number] for number in numbers)
+        constants = tuple(torch.zeros_like(s.output) if unit == "sublayer" else self.bias(s) for s in sites)
+        return UnitParts(unit, tuple(numbers), sites, tuple(parts), constants, sum_tolerance(self.view))
+
+    def check_sum(self, layer: int, sublayer: str, unit: Unit) -> None:
+        """Check that one sublayer's parts still add up to what it added in the run.
+
+        Raises:
+            ValueError: if they do not: weights or activations have changed since.
+        """
+        if unit == "sublayer":
+            return
+        site = self.site(layer, sublayer)
+        parts = self.parts(site, unit)
+        one = UnitParts(unit, (0,), (site,), (parts,), (self.bias(site),), sum_tolerance(self.view))
+        one.check_sum(0, site.output, parts.subvalues.inner_products(site.output))
 
     def weighted_values(self, layer: int) -> Float[Tensor, "source head d_head"]:
         """z_p of every source position that the query can see.
@@ -218,9 +258,7 @@ class Run:
     def _ffn_neurons(self, layer: int) -> Parts:
         mixture = self.view.layer(layer).mixture()
         if mixture is not None:
-            if layer not in self._experts:
-                self._experts[layer] = self._expert_neurons(layer, mixture)
-            return self._experts[layer]
+            return self._expert_neurons(layer, mixture)
         ffn = self.view.layer(layer).ffn()
         m = self.activations.coefficients(layer, ffn.W_out.shape[0], self.position)[0]
         neurons = NeuronSubvalues(m, ffn.W_out, ffn.passage, self._post_scale(layer, "mlp"))
@@ -228,12 +266,18 @@ class Run:
 
     def _expert_neurons(self, layer: int, mixture: MixtureOfExperts) -> ExpertParts:
         scale = self._post_scale(layer, "mlp")
-        coefficients = self.activations.experts(layer, self.position).coefficients
+        coefficients = self._routed(layer).coefficients
         groups = (
             NeuronSubvalues(m[0], mixture.expert(number).W_out, mixture.passage, scale)
             for number, m in coefficients.items()
         )
         return ExpertParts(JoinedSubvalues(tuple(groups)), {}, tuple(coefficients), mixture)
+
+    def _routed(self, layer: int) -> Routed:
+        """What a layer's experts do; routing a prompt anew for every label would be slow."""
+        if layer not in self._experts:
+            self._experts[layer] = self.activations.experts(layer, self.position)
+        return self._experts[layer]
 
     def _post_scale(self, layer: int, sublayer: str) -> Float[Tensor, " 1"] | None:
         scale = self.activations.post_scale(layer, sublayer, self.position)

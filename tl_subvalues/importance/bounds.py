@@ -33,7 +33,7 @@ from tl_subvalues.numerics.softmax import Softmax
 from tl_subvalues.readout.reading import RatioAt, Reading
 from tl_subvalues.readout.readout import Readout
 
-# The increases of all parts of a sublayer, to first order, along a covector.
+# How far every part of a sublayer leads along a covector.
 Along = Callable[[Float[Tensor, " d_model"]], Float[Tensor, " all"]]
 
 
@@ -54,7 +54,7 @@ class Words:
     log_q: Float[Tensor, " word"]
 
     def log_mean_exp(self, along: Along) -> Float[Tensor, " all"]:
-        """log E exp of what every part adds along each word's column."""
+        """log E exp of how far every part leads along each word's column."""
         return torch.stack(
             [log_q + along(column).double() for log_q, column in zip(self.log_q, self.columns, strict=True)]
         ).logsumexp(0)
@@ -74,15 +74,15 @@ class SiteBounds:
         None  # of each of the measure's log-ratios; None unless lower bounds are wanted
     )
 
-    def upper(self, parts: Subvalues) -> Float[Tensor, " all"]:
-        """An upper bound on the increase of every part."""
-        jensen, _ = self._jensen(parts)
+    def upper(self, parts: Subvalues, products: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+        """An upper bound on the increase of every part; `products` are their inner products with the gradient."""
+        jensen, _ = self._jensen(parts, products)
         return jensen + self._slack(parts)
 
-    def lower(self, parts: Subvalues) -> Float[Tensor, " all"]:
-        """A lower bound on the increase of every part."""
+    def lower(self, parts: Subvalues, products: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+        """A lower bound on the increase of every part; `products` are their inner products with the gradient."""
         assert self.spreads is not None
-        bound, r_minus_1 = self._jensen(parts)
+        bound, r_minus_1 = self._jensen(parts, products)
         for spread in self.spreads:
             bound = bound - self._gap(parts, spread, r_minus_1)
         return bound - self._slack(parts)
@@ -100,21 +100,22 @@ class SiteBounds:
         R = r_minus_1.abs() * length_x * spread.radius + (1 + r_minus_1) * R
         return R.pow(2) / 2
 
-    def _jensen(self, parts: Subvalues) -> tuple[Float[Tensor, " all"], Float[Tensor, " all"]]:
+    def _jensen(
+        self, parts: Subvalues, products: Float[Tensor, " all"]
+    ) -> tuple[Float[Tensor, " all"], Float[Tensor, " all"]]:
         """Jensen's bound for every part, and r − 1 (zero with the scale frozen)."""
         r_minus_1 = torch.zeros((), dtype=self.residual.dtype, device=self.residual.device)
         if not self.readout.frozen:
             r_minus_1 = self._r_minus_1(parts)
 
-        def along(covector: Tensor) -> Tensor:
-            first_order = parts.inner_products(covector)
+        def moved(covector: Tensor, first_order: Tensor) -> Tensor:
             if self.readout.frozen:
                 return first_order
             return r_minus_1 * (self.residual @ covector) + (1 + r_minus_1) * first_order
 
-        bound = along(self.gradient)
+        bound = moved(self.gradient, products)
         for words in self.words:
-            bound = (bound + words.log_mean_exp(along)).to(bound)
+            bound = (bound + words.log_mean_exp(lambda u: moved(u, parts.inner_products(u)))).to(bound)
         return bound, r_minus_1.expand_as(bound)
 
     def _r_minus_1(self, parts: Subvalues) -> Float[Tensor, " all"]:

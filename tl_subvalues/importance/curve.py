@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.components import component_of, subvalues_of
 from tl_subvalues.decomposition.run import Run
+from tl_subvalues.labels import parse_label
 from tl_subvalues.readout.reading import Reading
 
 # Subvalues held at a time: 1,280 vectors of 4,096 numbers are 20 MB.
@@ -39,6 +40,8 @@ def curve_of(run: Run, reading: Reading, labels: Sequence[str]) -> Curve:
         raise ValueError("nothing to add: pass a table with at least one row.")
     named = {(c.layer, c.sublayer) for label in labels for c in [component_of(run, label)]}
     start = next(site for site in run.sites if (site.layer, site.sublayer) in named)
+    for layer, sublayer, unit in {(c.layer, c.sublayer, c.unit) for label in labels for c in [parse_label(label)]}:
+        run.check_sum(layer, sublayer, unit)
     stage = "mid" if run.view.layer(start.layer).reads_mid(start.sublayer) else "pre"
     reached = start.residual.double()
     measured = [reading.at(start.residual[None])]

@@ -53,6 +53,8 @@ def sweep(
 ) -> Ranked:
     """Every candidate evaluated, in blocks."""
     total = len(candidates)
+    for i, (site, parts) in enumerate(zip(candidates.parts.sites, candidates.groups, strict=True)):
+        candidates.parts.check_sum(i, site.output, parts.inner_products(site.output))
     increase = candidates.reading.residuals.new_zeros(total).cpu()
     with tqdm(total=total, disable=not show_progress, unit="subvalue") as bar:
         for number in torch.arange(total).split(BLOCK):
@@ -79,7 +81,9 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
     total, sign = len(candidates), 1.0 if largest else -1.0
     promise = candidates.reading.residuals.new_empty(total, device="cpu")
     for i, (at, parts) in enumerate(zip(bounds, candidates.groups, strict=True)):
-        bound = at.upper(parts) if largest else at.lower(parts)
+        products = parts.inner_products(at.gradient)
+        candidates.parts.check_sum(i, at.gradient, products)
+        bound = at.upper(parts, products) if largest else at.lower(parts, products)
         group = torch.full((len(bound),), i)
         promise[candidates.numbering.span(i)] = sign * candidates.score(bound.cpu(), group)
     # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more. One of each

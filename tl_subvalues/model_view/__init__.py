@@ -7,6 +7,7 @@ the method's words: weights and norms per layer (`Attention`, `FFN`, `MixtureOfE
 
 from tl_subvalues.model_view.activations import Activations
 from tl_subvalues.model_view.checks import (
+    check_cached_logits,
     check_coefficients,
     check_experts,
     check_final_scale,
@@ -41,6 +42,7 @@ __all__ = [
     "ReadoutPieces",
     "Routed",
     "answer_tokens",
+    "check_cached_logits",
     "check_coefficients",
     "check_experts",
     "check_final_scale",

@@ -179,6 +179,10 @@ class Activations:
         tensors = ((name, self._cache[name]) for name in sorted(self._names))
         return tuple((name, t.data_ptr(), version_of(t)) for name, t in tensors)
 
+    def unembedded(self, position: int) -> Float[Tensor, "batch vocab"] | None:
+        """What the unembedding gave at a position, before a multiplier or a soft cap; None where it is not cached."""
+        return self._get("unembed.hook_out", position) if "unembed.hook_out" in self._names else None
+
     @property
     def batched(self) -> bool:
         """Whether the cache itself has a batch dimension."""

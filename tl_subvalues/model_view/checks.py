@@ -74,6 +74,25 @@ def check_readout(view: ModelView, ours: Float[Tensor, " vocab"], theirs: Float[
         )
 
 
+def check_cached_logits(view: ModelView, activations: Activations, position: int) -> None:
+    """Check that a given cache's logits, where it holds them, are what the readout makes of its residual stream.
+
+    Raises:
+        ValueError: if the final norm or the unembedding is another than when the cache was made.
+    """
+    seen, norm = activations.unembedded(position), view.readout.norm
+    if seen is None or view.readout.normalised:
+        return
+    x = activations.final_residual(position)
+    own = view.readout.unembed(x if norm is None else norm(x))
+    error = (own.log_softmax(-1) - seen.log_softmax(-1)).abs().max().item()
+    if not error <= _LOGIT_TOLERANCE[view.dtype] * max(1.0, (seen - seen.mean()).abs().max().item()):
+        raise ValueError(
+            f"the cache's logits are not what the final norm and the unembedding of {view.name} make of its residual "
+            f"stream now (off by up to {error:.2g} nats): were they edited since? Make the cache anew."
+        )
+
+
 def check_final_scale(view: ModelView, activations: Activations, position: int) -> None:
     """Check that the final norm's cached scale is that of the final residual stream.
 

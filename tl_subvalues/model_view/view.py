@@ -209,21 +209,40 @@ class ModelView:
         logits, cache = self._run_with_cache(tokens, wanted, **padding)
         cached = {name: tensor for name, tensor in cache.items() if name in wanted}
         results = [
-            (logits[row, start:], activation_cache(_cut(cached, row, start, self._head_first), self.model))
+            (logits[row, start:], activation_cache(_cut(cached, row, slice(start, None), self._head_first), self.model))
             for row, start in enumerate(starts)
         ]
         # The prompt with the most padding, and the longest that has any: a single token sees nothing of its position.
-        judges = (
-            {starts.index(max(starts)), starts.index(min(start for start in starts if start))} if any(starts) else ()
-        )
-        for judge in judges:
-            alone, _ = self.run(prompts[judge])
-            padded = results[judge][0][-1].float().log_softmax(-1)
-            # Padding changes the order of summation; 6e-6 nats was seen in float32, half precision rounds more.
-            tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
-            if not torch.allclose(padded, alone[-1].float().log_softmax(-1), rtol=1e-4, atol=tolerance):
-                return [self.run(prompt) for prompt in prompts]
-        return results
+        padded = [start for start in starts if start]
+        judges = {starts.index(max(padded)), starts.index(min(padded))} if padded else set()
+        if all(self._agrees_alone(prompts[judge], results[judge][0]) for judge in judges):
+            return results
+        return [self.run(prompt) for prompt in prompts]
+
+    def run_prefixes(self, tokens: Int[Tensor, " pos"], lengths: Sequence[int]) -> list[tuple[Tensor, Any]]:
+        """One forward pass over a prompt: logits and a cache for each of its beginnings, as `run` gives them.
+
+        The shortest is run alone too, and if a model answers otherwise then (its positions depend on the prompt's
+        length), every beginning is run alone.
+        """
+        logits, cache = self.run(tokens)
+        cached = {name: cache[name] for name in cache.keys()}  # noqa: SIM118 (an ActivationCache iterates otherwise)
+        results = []
+        for length in lengths:
+            cut = cached if length == len(tokens) else _cut(cached, 0, slice(length), self._head_first)
+            results.append((logits[:length], activation_cache(cut, self.model)))
+        shortest = min(lengths)
+        if shortest == len(tokens) or self._agrees_alone(tokens[:shortest], logits[:shortest]):
+            return results
+        return [self.run(tokens[:length]) for length in lengths]
+
+    def _agrees_alone(self, prompt: Int[Tensor, " pos"], logits: Float[Tensor, "pos vocab"]) -> bool:
+        """Whether a prompt run alone ends with the same log-probabilities as in a run with others."""
+        alone, _ = self.run(prompt)
+        own, other = (x[-1].float().log_softmax(-1) for x in (alone, logits))
+        # Company changes the order of summation; 6e-6 nats was seen in float32, half precision rounds more.
+        tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
+        return torch.allclose(other, own, rtol=1e-4, atol=tolerance)
 
     @property
     def _head_first(self) -> frozenset[str]:
@@ -243,11 +262,12 @@ def version_of(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
-def _cut(cached: dict[str, Tensor], row: int, start: int, head_first: frozenset[str]) -> dict[str, Tensor]:
-    """One prompt's activations out of a left-padded batch's, as views."""
-    both = (slice(row, row + 1), slice(None), slice(start, None), slice(start, None))
+def _cut(cached: dict[str, Tensor], row: int, positions: slice, head_first: frozenset[str]) -> dict[str, Tensor]:
+    """One prompt's activations at some positions out of a batch's, as views."""
+    one = slice(row, row + 1)
+    pattern, values = (one, slice(None), positions, positions), (one, slice(None), positions)
     return {
-        name: tensor[both if name.endswith("hook_pattern") else both[:3] if name in head_first else (both[0], both[2])]
+        name: tensor[pattern if name.endswith("hook_pattern") else values if name in head_first else (one, positions)]
         for name, tensor in cached.items()
     }
 

@@ -89,15 +89,19 @@ def _traces(
     scale: Scale,
     against: int | None = None,
 ) -> list[Trace]:
-    """One run over prompt and answer, and a trace of each answer token from `first` on; `against` is for the first."""
+    """One run, and a trace of each answer token from `first` on, with all before it as its prompt.
+
+    `against` is for the first of them.
+    """
     if first == len(answer):
         return []
     whole = prompt_tokens(view, torch.cat([prompt, answer[:-1].to(prompt.device)]))
-    logits, cache = view.run(whole)
+    lengths = range(len(prompt) + first, len(prompt) + len(answer))
     traces = []
-    for number in range(first, len(answer)):
+    for length, (logits, cache) in zip(lengths, view.run_prefixes(whole, lengths), strict=True):
+        number = length - len(prompt)
         wanted = Asked((int(answer[number]),), None if against is None or number > first else (against,))
-        traces.append(trace_of_run(view, whole, wanted, len(prompt) + number - 1, scale, cache, logits))
+        traces.append(trace_of_run(view, whole[:length], wanted, length - 1, scale, cache, logits))
     return traces
 
 

@@ -51,7 +51,7 @@ def trace_batch(
     view = view_of(model)
     require_scale(scale)
     if isinstance(prompts, str) or not len(prompts):
-        raise ValueError(f"prompts is a list of at least one prompt, got {prompts!r}.")
+        raise ValueError(f"a list of prompts is needed, at least one, got {prompts!r}.")
     wanted = zip(
         prompts, _one_each(targets, "targets", len(prompts)), _one_each(against, "against", len(prompts)), strict=True
     )
@@ -80,7 +80,8 @@ def _one_each(given: Any, what: str, n: int) -> list[Any]:
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != n:
         number = "" if isinstance(given, str) or not isinstance(given, Sequence) else f" of {len(given)}"
         raise ValueError(
-            f"{what} is a list with one for each of the {n} prompts, got {type(given).__name__}{number} {given!r}."
+            f"{what} is a list with one for each of the {n} prompts (as many {what} as prompts), got "
+            f"{type(given).__name__}{number} {given!r}."
         )
     return list(given)
 

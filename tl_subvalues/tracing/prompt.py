@@ -10,6 +10,7 @@ from tl_subvalues.decomposition.run import Run
 from tl_subvalues.model_view import (
     Activations,
     ModelView,
+    check_cached_logits,
     check_final_scale,
     check_readout,
     check_run,
@@ -68,6 +69,7 @@ def trace(
         logits, cache = view.run(tokens)
         return trace_of_run(view, tokens, wanted, at, scale, cache, logits)
     _require_same_prompt(view, Activations(view, cache), tokens)
+    check_cached_logits(view, Activations(view, cache), at)
     made = trace_of_run(view, tokens, wanted, at, scale, cache, None)
     _check_readout_anew(view, tokens)
     return made
