@@ -8,7 +8,7 @@ import zoo
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of
-from tl_subvalues.readout.targets import Target
+from tl_subvalues.readout.asked import Asked
 from tl_subvalues.tracing.prompt import trace_of_run
 
 TARGET = 9
@@ -60,7 +60,7 @@ def test_layers_on_different_devices(name: str, tokens: torch.Tensor) -> None:
     model = build(name)
     view = view_of(model)
     logits, cache = view.run(tokens[0])
-    alone = tables(trace_of_run(view, tokens[0], Target((TARGET,)), 6, "frozen", cache, logits))
+    alone = tables(trace_of_run(view, tokens[0], Asked((TARGET,)), 6, "frozen", cache, logits))
     with placed.Placement():
         for key, parameter in model.named_parameters():
             where = "cpu" if "blocks.0." in key or ".0." in key else "cuda:1" if "blocks." in key else "cuda:2"
@@ -70,7 +70,7 @@ def test_layers_on_different_devices(name: str, tokens: torch.Tensor) -> None:
         placed.place(logits, "cuda:2")
         apart = view_of(model)
         for scale in ("frozen", "recomputed"):
-            traced = trace_of_run(apart, tokens[0], Target((TARGET,)), 6, scale, cache, logits)
+            traced = trace_of_run(apart, tokens[0], Asked((TARGET,)), 6, scale, cache, logits)
             assert traced.run.view.device.index in (1, 2)
             spread = tables(traced)
             if scale == "frozen":
@@ -128,14 +128,14 @@ def test_half_precision_tables_are_those_of_its_numbers_in_float32(
         model = zoo.model(name, dtype=dtype)
     view = view_of(model)
     logits, cache = view.run(tokens[0])
-    half = tables(trace_of_run(view, tokens[0], Target((TARGET,)), 6, "frozen", cache, logits))
+    half = tables(trace_of_run(view, tokens[0], Asked((TARGET,)), 6, "frozen", cache, logits))
     assert all(table.dtypes[column] != "float16" for table in half.values() for column in table)
     model.float()
     for key in list(cache.keys()):
         cache.cache_dict[key] = cache[key].float()
     whole = view_of(model)
     whole.__dict__["dtype"] = dtype  # the run's own, which sets the tolerances of the checks
-    full = tables(trace_of_run(whole, tokens[0], Target((TARGET,)), 6, "frozen", cache, None))
+    full = tables(trace_of_run(whole, tokens[0], Asked((TARGET,)), 6, "frozen", cache, None))
     for table in ("layers", "heads", "head_positions", "ffn_all"):
         ours, theirs = half[table].set_index("label"), full[table].set_index("label")
         assert ours["log_prob_increase"].to_numpy() == pytest.approx(

@@ -69,8 +69,8 @@ def trace(
         logits, cache = view.run(tokens)
         return trace_of_run(view, tokens, wanted, at, scale, cache, logits)
     _require_same_prompt(view, Activations(view, cache), tokens)
-    check_cached_logits(view, Activations(view, cache), at)
     made = trace_of_run(view, tokens, wanted, at, scale, cache, None)
+    check_cached_logits(view, Activations(view, cache), at)
     _check_readout_anew(view, tokens)
     return made
 
