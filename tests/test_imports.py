@@ -47,6 +47,7 @@ MODEL_VIEW = [
     "releases",
     "folders",
     "loading",
+    "identity",
     "modules",
     "faults",
     "weights",
@@ -60,6 +61,8 @@ MODEL_VIEW = [
 BAEVSKI18 = [
     "configuration",
     "options",
+    "pickles",
+    "storages",
     "checkpoint",
     "dictionary",
     "adaptive",

@@ -1,4 +1,10 @@
-"""Errors and warnings of this package; everything else it raises is a ValueError, a KeyError or an OSError."""
+"""Errors and warnings of this package, beside ValueError, KeyError and OSError; and how they show what others wrote."""
+
+import reprlib
+from typing import Any
+
+_REPR = reprlib.Repr()
+_REPR.maxlevel, _REPR.maxstring = 2, 60
 
 
 class UnsupportedModelError(ValueError):
@@ -7,3 +13,24 @@ class UnsupportedModelError(ValueError):
 
 class UnknownWordsWarning(UserWarning):
     """Words of a text that a model's vocabulary lacks, by name."""
+
+
+def shown(text: Any, limit: int = 200) -> str:
+    """Text of somebody else's (a file's name, what a file holds) as a message may show it: in one line, and short.
+
+    What a terminal would obey rather than show is escaped; of text longer than `limit` the middle is left out.
+    """
+    whole = str(text)
+    cut = whole if len(whole) <= limit else f"{whole[: limit // 2]} … {whole[-(limit // 2) :]}"
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def shown_value(value: Any) -> str:
+    """A value's repr as a message may show it: of a container only its outside, of a long text its two ends."""
+    return shown(_REPR.repr(value))
+
+
+def told(error: BaseException) -> str:
+    """Another library's exception in one line: its kind, and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {shown(lines[0], 300)}" if lines else type(error).__name__

@@ -1,13 +1,7 @@
-"""A fairseq checkpoint read without running it, and every key of it accounted for.
+"""A fairseq checkpoint read without running it, and every key of it accounted for."""
 
-A checkpoint is a pickle, and a pickle can run any program: it is read by `torch.load(weights_only=True)`, which builds
-tensors and plain containers, with `argparse.Namespace` and the training meters of 2019 allowed beside them, those as
-empty stand-ins. Whatever else it asks for is refused.
-"""
-
-import argparse
+import math
 import re
-import tarfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +10,10 @@ import torch
 from torch import Tensor
 
 from tl_subvalues.baevski18.configuration import Baevski18Config
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.baevski18.pickles import TensorAt
+from tl_subvalues.baevski18.storages import Read, numbers_of, opened, tensors
+from tl_subvalues.errors import UnsupportedModelError, shown, shown_value
 
-# Pickled training statistics in files before January 2020; nothing of them is used.
-_METERS = ("AverageMeter", "TimeMeter", "StopwatchMeter")
 # Buffers: versions, and uninitialised memory (NaN or anything) that fairseq keeps to learn the device from.
 _BUFFERS = re.compile(
     r"version|embed_tokens\._float_tensor|embed_positions\.(_float_tensor|weights)"
@@ -46,45 +40,55 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     Raises:
         FileNotFoundError: if there is no such file.
         UnsupportedModelError: if the pickle asks for anything but tensors and plain data; nothing of it is run.
-        ValueError: if the file is truncated, or no checkpoint.
+        ValueError: if the file is damaged, no checkpoint, or claims to hold more than it does.
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such checkpoint.")
-    allowed: list[Any] = [argparse.Namespace]
-    allowed += [(type(name, (), {}), f"fairseq.meters.{name}") for name in _METERS]
+        raise FileNotFoundError(f"{shown(path)}: there is no such checkpoint.")
     try:
-        with torch.serialization.safe_globals(allowed):
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file makes torch raise any of ten kinds
-        raise _refusal(path, error) from error
-    if not isinstance(loaded, dict) or not isinstance(loaded.get("model"), Mapping):
-        raise ValueError(f"{path}: not a fairseq checkpoint, which would hold 'model' beside 'args' or 'cfg'.")
-    return loaded
+        with opened(path) as (content, read):
+            if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
+                raise ValueError("not a fairseq checkpoint, which would hold 'model' beside 'args' or 'cfg'")
+            return {**content, "model": _tensors(content["model"], read)}
+    except UnsupportedModelError as error:
+        raise UnsupportedModelError(f"{shown(path)}: {str(error).removesuffix('.')}.") from error
+    except ValueError as error:
+        reason = "an archive; unpack it and name the model.pt in it" if _is_archive(path) else error
+        raise ValueError(f"{shown(path)}: {reason}.") from error
 
 
-def _refusal(path: Path, error: Exception) -> Exception:
-    """One sentence for what torch says in many."""
-    message = str(error)
-    if "omegaconf" in message:
-        return UnsupportedModelError(
-            f"{path}: its options are pickled omegaconf objects (fairseq from October 2020 to March 2021), which are "
-            "not read; load it with a later fairseq and save it again, which makes them plain."
-        )
-    if names := re.findall(r"(?:GLOBAL|Unsupported global:|class) ([\w.]+\.[\w.]+)", message):
-        return UnsupportedModelError(
-            f"{path}: asks for {names[0]}, which a checkpoint of this model has no need of; it was not loaded, for a "
-            "pickle can run any program."
-        )
-    if tarfile.is_tarfile(path):
-        return ValueError(f"{path}: an archive; unpack it and name the model.pt in it.")
-    return ValueError(f"{path}: truncated, or no PyTorch checkpoint; fetch it again.")
+def _is_archive(path: Path) -> bool:
+    """Whether a file begins as a tar archive does, packed or not."""
+    with path.open("rb") as file:
+        head = file.read(262)
+    return head.startswith((b"BZh", b"\x1f\x8b", b"\xfd7zXZ")) or head[257:] == b"ustar"
+
+
+def _tensors(state: Mapping[Any, Any], read: Read) -> dict[str, Tensor]:
+    """The model's tensors, out of what the pickle says of them."""
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, TensorAt):
+            raise ValueError(f"its {shown_value(name)} is a {type(value).__name__}, not a tensor")
+    # The output's copies share their memory with what they are tied to; no others do.
+    own = {name: place for name, place in state.items() if not name.startswith("decoder.adaptive_softmax.")}
+    claimed, there = numbers_of(own)
+    if claimed > there:
+        raise ValueError(f"its tensors have {claimed:,} numbers together, where the file holds {there:,}")
+    return tensors(state, read)
 
 
 def final_norm_is_dropped(state: Mapping[str, Tensor]) -> bool:
-    """Whether fairseq drops the final norm of a checkpoint so old (`decoder.version` missing or at most 2)."""
+    """Whether fairseq drops the final norm of a checkpoint so old (`decoder.version` missing or at most 2).
+
+    Raises:
+        ValueError: if `decoder.version` is no number.
+    """
     version = state.get("decoder.version")
-    return version is None or float(version.reshape(-1)[0]) <= 2
+    if version is None:
+        return True
+    if version.numel() != 1 or version.is_complex():
+        raise ValueError(f"the checkpoint's decoder.version has shape {tuple(version.shape)}, and is no number.")
+    return float(version) <= 2
 
 
 def count_words(state: Mapping[str, Tensor]) -> int:
@@ -94,13 +98,44 @@ def count_words(state: Mapping[str, Tensor]) -> int:
         UnsupportedModelError: if it has no adaptive input.
     """
     tables = [
-        t for name, t in state.items() if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name)
+        t
+        for name, t in state.items()
+        if re.fullmatch(r"decoder\.embed_tokens\.embeddings\.\d+\.0\.weight", name) and t.ndim == 2
     ]
     if not tables:
         raise UnsupportedModelError(
             "the checkpoint has no adaptive input (decoder.embed_tokens.embeddings): not covered."
         )
     return sum(len(table) for table in tables)
+
+
+def require_layers(state: Mapping[str, Any], config: Baevski18Config) -> None:
+    """Refuse more layers than there are tensors of, before a list of them is made.
+
+    Raises:
+        ValueError: saying how many there are.
+    """
+    there = len({found[1] for name in state if (found := re.match(r"(?:decoder\.)?layers\.(\d+)\.", name))})
+    if config.n_layers > there:
+        raise ValueError(f"{config.n_layers} layers are asked for, where the file holds tensors of {there}.")
+
+
+def require_numbers(state: Mapping[str, Tensor]) -> None:
+    """Refuse weights that are no floating-point numbers, and numbers that are not finite.
+
+    Raises:
+        ValueError: naming the first such tensor.
+    """
+    for name, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise ValueError(f"{shown(name)} holds {tensor.dtype}, not floating-point numbers.")
+        if tensor.numel() and not all(map(math.isfinite, map(float, tensor.aminmax()))):
+            raise ValueError(f"{shown(name)} holds numbers that are not finite in {tensor.dtype} (NaN or infinity).")
+
+
+def shapes(config: Baevski18Config) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor that a model has, by its name in `modeling.py`."""
+    return dict(_table(config).values())
 
 
 def convert_state(
@@ -111,14 +146,15 @@ def convert_state(
     Raises:
         UnsupportedModelError: for a final norm.
         ValueError: listing the tensors that are missing, left over or of another shape, or that differ from what they
-            are tied to.
+            are tied to; if one holds a number that is not finite; for more layers than there are.
     """
     tensors = _upgraded(state)
     if finals := [name for name in tensors if name.startswith("layer_norm.")]:
         raise UnsupportedModelError(f"the checkpoint has a final norm ({finals[0]}): not Baevski & Auli's model.")
+    require_layers(state, config)
     wanted, copies = _table(config), _tied(config)
     problems = [f"{name} is missing" for name in wanted if name not in tensors]
-    problems += [f"{name} is not known" for name in tensors if name not in wanted and name not in copies]
+    problems += [f"{shown(name)} is not known" for name in tensors if name not in wanted and name not in copies]
     for name, (_, shape) in wanted.items():
         if name in tensors and tuple(tensors[name].shape) != shape:
             problems.append(f"{name} has shape {tuple(tensors[name].shape)}, not {shape}")
@@ -133,23 +169,25 @@ def convert_state(
     if problems:
         more = f", and {len(problems) - 5} more of the kind" if len(problems) > 5 else ""
         raise ValueError(f"the checkpoint's tensors are not those of its options: {'; '.join(problems[:5])}{more}.")
-    return {own: tensors[name].detach().to(dtype).contiguous() for name, (own, _) in wanted.items()}
+    converted = {own: tensors[name].detach().to(dtype).contiguous() for name, (own, _) in wanted.items()}
+    require_numbers(converted)
+    return converted
 
 
 def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Names of today for those of 2018 and 2019, as fairseq upgrades them on load; `decoder.` and buffers dropped."""
     tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"the checkpoint's {name} is a {type(tensor).__name__}, not a tensor.")
         if not name.startswith("decoder."):
-            raise UnsupportedModelError(f"the checkpoint has {name}, which is outside a decoder: not a language model.")
+            raise UnsupportedModelError(
+                f"the checkpoint has {shown(name)}, which is outside a decoder: not a language model."
+            )
         name = name.removeprefix("decoder.")
-        if _BUFFERS.fullmatch(name) or (name == _CLASSES and not len(tensor)):  # no classes where there is one band
+        if _BUFFERS.fullmatch(name) or (name == _CLASSES and not tensor.numel()):  # no classes where there is one band
             continue
         if fused := re.fullmatch(r"(layers\.\d+\.self_attn)\.in_proj_(weight|bias)", name):
-            if len(tensor) % 3:
-                raise ValueError(f"the checkpoint's {name} has {len(tensor)} rows, not those of q, k and v.")
+            if tensor.ndim == 0 or len(tensor) % 3:
+                raise ValueError(f"the checkpoint's {name} has shape {tuple(tensor.shape)}, not that of q, k and v.")
             # Copies, so that the three do not keep one another's memory.
             for kind, rows in zip("qkv", tensor.chunk(3), strict=True):
                 tensors[f"{fused[1]}.{kind}_proj.{fused[2]}"] = rows.clone()
@@ -157,7 +195,7 @@ def _upgraded(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         for old, new in _OLD_NORMS.items():
             name = name.replace(f".{old}.", f".{new}.")
         if name in tensors:
-            raise ValueError(f"the checkpoint holds {name} twice, by its old name and by its new one.")
+            raise ValueError(f"the checkpoint holds {shown(name)} twice, by its old name and by its new one.")
         tensors[name] = tensor
     return tensors
 

@@ -5,6 +5,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from tl_subvalues.errors import shown, shown_value
+
+# Beyond any model, and small enough for products of several to be computed.
+_LARGEST = 2**40
+_MOST_BANDS = 64
+
 
 @dataclass(frozen=True)
 class Band:
@@ -51,18 +57,33 @@ class Baevski18Config:
         for name in ("n_layers", "n_heads", "d_model", "d_mlp", "d_vocab", "n_ctx"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} is a positive whole number, got {value!r}.")
+                raise ValueError(f"{name} is a positive whole number, got {shown_value(value)}.")
+            if value > _LARGEST:
+                raise ValueError(f"{name} is {shown_value(value)}, which is no size of a model.")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}.")
         ends = [0, *self.cutoffs]
         if len(ends) < 2 or any(a >= b for a, b in pairwise(ends)) or ends[-1] > self.d_vocab:
-            raise ValueError(f"cutoffs {self.cutoffs} are to rise from above 0 to at most d_vocab, {self.d_vocab}.")
-        if not self.factor > 0 or any(band.width < 1 for band in self.bands):
             raise ValueError(
-                f"factor {self.factor} leaves a band of {len(self.bands)} without a width: d_model is {self.d_model}."
+                f"cutoffs {shown_value(self.cutoffs)} are to rise from above 0 to at most d_vocab, {self.d_vocab}."
+            )
+        if len(ends) > _MOST_BANDS:
+            raise ValueError(f"there are {len(ends) - 1} cutoffs, and can be {_MOST_BANDS - 1}.")
+        if not self.factor >= 1:
+            raise ValueError(f"factor is 1 or more, got {self.factor}.")
+        if not self._all_have_a_width():
+            raise ValueError(
+                f"factor {self.factor} leaves a band of {len(ends) - 1} cutoffs without a width: "
+                f"d_model is {self.d_model}."
             )
         if self.bos_token not in ("</s>", "<s>"):
-            raise ValueError(f"bos_token is '</s>' or '<s>', got {self.bos_token!r}.")
+            raise ValueError(f"bos_token is '</s>' or '<s>', got {shown_value(self.bos_token)}.")
+
+    def _all_have_a_width(self) -> bool:
+        try:
+            return all(band.width >= 1 for band in self.bands)
+        except OverflowError:  # a power of the factor beyond any number
+            return False
 
     @property
     def d_head(self) -> int:
@@ -98,9 +119,17 @@ def config(**overrides: Any) -> Baevski18Config:
     known = [field.name for field in dataclasses.fields(Baevski18Config)]
     unknown = [name for name in overrides if name not in known]
     if unknown:
-        raise ValueError(f"no such field: {', '.join(unknown)}; the fields are {', '.join(known)}.")
-    if "cutoffs" in overrides:
-        overrides["cutoffs"] = tuple(int(cutoff) for cutoff in overrides["cutoffs"])
-    if "factor" in overrides:
-        overrides["factor"] = float(overrides["factor"])
+        raise ValueError(f"no such field: {shown(', '.join(unknown))}; the fields are {', '.join(known)}.")
+    if not isinstance(overrides.get("tied_projections", True), bool):
+        raise ValueError(f"tied_projections is true or false, got {shown_value(overrides['tied_projections'])}.")
+    try:
+        if "cutoffs" in overrides:
+            overrides["cutoffs"] = tuple(int(cutoff) for cutoff in overrides["cutoffs"])
+        if "factor" in overrides:
+            overrides["factor"] = float(overrides["factor"])
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"cutoffs are whole numbers and factor is a number, got {shown_value(overrides.get('cutoffs'))} and "
+            f"{shown_value(overrides.get('factor'))}."
+        ) from error
     return Baevski18Config(**overrides)

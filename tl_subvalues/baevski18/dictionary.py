@@ -16,7 +16,7 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from tl_subvalues.errors import UnknownWordsWarning
+from tl_subvalues.errors import UnknownWordsWarning, shown, shown_value
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")
 _OVERWRITE = "#fairseq:overwrite"
@@ -33,25 +33,30 @@ def read_dictionary(path: str | Path) -> list[str]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: there is no such dictionary.")
+        raise FileNotFoundError(f"{shown(path)}: there is no such dictionary.")
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a dictionary, for it is not UTF-8 text.") from error
-    words: dict[str, None] = dict.fromkeys(SPECIALS)
+        raise ValueError(f"{shown(path)}: not a dictionary, for it is not UTF-8 text.") from error
+    words = list(SPECIALS)
+    ids = {word: i for i, word in enumerate(words)}
     lines = text.split("\n")  # a word may hold what str.splitlines takes for the end of a line
     for number, line in enumerate(lines[:-1] if lines[-1] == "" else lines, 1):
         line = line.rstrip()
         overwrites = line.endswith(f" {_OVERWRITE}")
         word, _, count = line.removesuffix(f" {_OVERWRITE}").rpartition(" ")
         if not re.fullmatch(r"-?\d+", count):
-            raise ValueError(f"{path}: line {number} is {line!r}, not a word and its count.")
-        if word in words and not overwrites:
-            raise ValueError(f"{path}: line {number} holds {word!r} a second time.")
-        if word in words:  # the later entry takes the word, the earlier one keeps its id under a name of its own
-            words = {(f"{w}{_OVERWRITE}{number}" if w == word else w): None for w in words}
-        words[word] = None
-    return list(words)
+            raise ValueError(f"{shown(path)}: line {number} is {shown_value(line)}, not a word and its count.")
+        if word in ids and not overwrites:
+            raise ValueError(f"{shown(path)}: line {number} holds {shown_value(word)} a second time.")
+        if word in ids:  # the later entry takes the word, the earlier one keeps its id under a name of its own
+            earlier = f"{word}{_OVERWRITE}{number}"
+            if earlier in ids:
+                raise ValueError(f"{shown(path)}: line {number} holds {shown_value(word)} in a way that is taken.")
+            words[ids[word]], ids[earlier] = earlier, ids[word]
+        ids[word] = len(words)
+        words.append(word)
+    return words
 
 
 class WikiTextTokenizer(PreTrainedTokenizerFast):
@@ -74,7 +79,7 @@ class WikiTextTokenizer(PreTrainedTokenizerFast):
         words = [word for one in texts if isinstance(one, str) for word in one.split()]
         unknown = dict.fromkeys(word for word in words if self.backend_tokenizer.token_to_id(word) is None)
         if unknown:
-            named = ", ".join(repr(word) for word in list(unknown)[:10])
+            named = ", ".join(shown_value(word) for word in list(unknown)[:10])
             more = f" and {len(unknown) - 10} more" if len(unknown) > 10 else ""
             warnings.warn(
                 f"not in the model's vocabulary, and read as '<unk>': {named}{more}.", UnknownWordsWarning, stacklevel=3

@@ -5,23 +5,36 @@ import importlib.util
 import json
 import shutil
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tl_subvalues.baevski18.checkpoint import convert_state, count_words, final_norm_is_dropped, read_checkpoint
+from tl_subvalues.baevski18.checkpoint import (
+    convert_state,
+    count_words,
+    final_norm_is_dropped,
+    read_checkpoint,
+    require_layers,
+    require_numbers,
+    shapes,
+)
 from tl_subvalues.baevski18.configuration import Baevski18Config, config
 from tl_subvalues.baevski18.dictionary import make_tokenizer, read_dictionary
 from tl_subvalues.baevski18.modeling import ARCHITECTURE, Baevski18ForCausalLM, HFConfig
 from tl_subvalues.baevski18.options import config_of, options_of
-from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError
+from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError, shown
 
 NAME = "transformer_lm.wiki103.adaptive"
 _CONFIG, _WEIGHTS, _DICTIONARY = "config.json", "model.safetensors", "dict.txt"
+_FLOATS = {"F64", "F32", "F16", "BF16"}
+_LONGEST_CONFIG = 100_000  # characters; one of full size has 350
+_SMALL_TABLE = 2**22  # numbers, 16 MB: positions may outgrow a model of less
+_MOST_MASKS = 2**32  # bytes; the published model's are 151 MB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +73,8 @@ def load(
     """
     _require_bridges()
     parts = read(checkpoint, dictionary, dtype)
+    if hooked:
+        _require_masks_fit(parts.config)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = make_tokenizer(parts.words, bos_token=parts.config.bos_token, n_ctx=parts.config.n_ctx)
     model = build(parts.config, parts.state).to(device)
@@ -87,6 +102,19 @@ def _require_bridges() -> None:
         )
 
 
+def _require_masks_fit(shape: Baevski18Config) -> None:
+    """Refuse a context for which a HookedTransformer's masks, n_ctx² bytes in every layer, would exhaust memory.
+
+    Raises:
+        UnsupportedModelError: with the way out.
+    """
+    if shape.n_layers * shape.n_ctx**2 > _MOST_MASKS:
+        raise UnsupportedModelError(
+            f"a HookedTransformer keeps a mask of {shape.n_ctx} × {shape.n_ctx} in each of {shape.n_layers} layers, "
+            "too much for most machines; leave hooked=False for a bridge."
+        )
+
+
 def convert(checkpoint: str | Path, dictionary: str | Path, out: str | Path) -> None:
     """Write a fairseq checkpoint as a folder of safetensors, configuration and dictionary, which holds no pickle.
 
@@ -96,7 +124,7 @@ def convert(checkpoint: str | Path, dictionary: str | Path, out: str | Path) -> 
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out}: is there already; name a new folder.")
+        raise FileExistsError(f"{shown(out)}: is there already; name a new folder.")
     parts = read(checkpoint, dictionary)
     out.mkdir(parents=True, exist_ok=True)
     fields = {"model_type": HFConfig.model_type, "architectures": [ARCHITECTURE], **dataclasses.asdict(parts.config)}
@@ -114,14 +142,18 @@ def read(checkpoint: str | Path, dictionary: str | Path | None, dtype: torch.dty
             return _read_converted(checkpoint, dictionary, dtype)
         checkpoint = checkpoint / "model.pt"
     if dictionary is None:
-        raise ValueError(f"{checkpoint}: a checkpoint needs its dictionary; name the dict.txt of the same archive.")
+        raise ValueError(
+            f"{shown(checkpoint)}: a checkpoint needs its dictionary; name the dict.txt of the same archive."
+        )
     words = read_dictionary(dictionary)
     loaded = read_checkpoint(checkpoint)
     state = loaded.pop("model")
     shape = config_of(options_of(loaded), count_words(state), drops_final_norm=final_norm_is_dropped(state))
     del loaded  # an optimizer's state may be as large as the model
     _require_as_many(words, shape, dictionary)
-    return Parts(shape, words, convert_state(state, shape, dtype))
+    converted = convert_state(state, shape, dtype)
+    _require_length(shape)
+    return Parts(shape, words, converted)
 
 
 def build(shape: Baevski18Config, state: dict[str, Tensor]) -> Baevski18ForCausalLM:
@@ -135,30 +167,70 @@ def build(shape: Baevski18Config, state: dict[str, Tensor]) -> Baevski18ForCausa
 
 
 def _read_converted(folder: Path, dictionary: str | Path, dtype: torch.dtype) -> Parts:
-    try:
-        fields = json.loads((folder / _CONFIG).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{folder / _CONFIG}: not JSON; convert the checkpoint again.") from error
-    if not isinstance(fields, dict) or fields.get("model_type") != HFConfig.model_type:
-        raise ValueError(f"{folder}: not a folder that 'tl-subvalues convert' wrote.")
-    shape = config(**{name: value for name, value in fields.items() if name not in ("model_type", "architectures")})
+    shape = _read_config(folder)
     words = read_dictionary(dictionary)
     _require_as_many(words, shape, dictionary)
+    weights = folder / _WEIGHTS
     try:
-        state = load_file(folder / _WEIGHTS)
+        with safe_open(weights, framework="pt") as file:
+            described = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (it is no dictionary)
+            found = {name: tuple(part.get_shape()) for name, part in described.items()}
+            kinds = {part.get_dtype() for part in described.values()}
+        if not kinds <= _FLOATS:
+            raise ValueError(
+                f"{shown(weights)}: holds {', '.join(sorted(kinds - _FLOATS))}, not floating-point numbers; convert "
+                "the checkpoint again."
+            )
+        _require_match(folder, found, shape)
+        state = load_file(weights)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / _WEIGHTS}: missing or truncated; convert the checkpoint again.") from error
-    with torch.device("meta"):
-        wanted = Baevski18ForCausalLM(HFConfig(shape)).state_dict()
-    found = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    if found != {name: tuple(tensor.shape) for name, tensor in wanted.items()}:
-        raise ValueError(f"{folder}: {_WEIGHTS} does not go with {_CONFIG}; convert the checkpoint again.")
-    return Parts(shape, words, {name: tensor.to(dtype) for name, tensor in state.items()})
+        raise ValueError(f"{shown(weights)}: missing or truncated; convert the checkpoint again.") from error
+    state = {name: tensor.to(dtype) for name, tensor in state.items()}
+    require_numbers(state)
+    _require_length(shape)
+    return Parts(shape, words, state)
+
+
+def _read_config(folder: Path) -> Baevski18Config:
+    """The configuration in a folder that `convert` wrote."""
+    path = folder / _CONFIG
+    try:
+        with path.open(encoding="utf-8") as file:
+            fields = json.loads(file.read(_LONGEST_CONFIG))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{shown(path)}: not JSON; convert the checkpoint again.") from error
+    if not isinstance(fields, dict) or fields.get("model_type") != HFConfig.model_type:
+        raise ValueError(f"{shown(folder)}: not a folder that 'tl-subvalues convert' wrote.")
+    sizes = {name: value for name, value in fields.items() if name not in ("model_type", "architectures")}
+    try:
+        return config(**sizes)
+    except ValueError as error:
+        raise ValueError(f"{shown(path)}: {error}") from error
+
+
+def _require_match(folder: Path, found: Mapping[str, tuple[int, ...]], shape: Baevski18Config) -> None:
+    """Refuse weights that are not those of the configuration."""
+    require_layers(found, shape)
+    if found != shapes(shape):
+        raise ValueError(f"{shown(folder)}: {_WEIGHTS} does not go with {_CONFIG}; convert the checkpoint again.")
+
+
+def _require_length(shape: Baevski18Config) -> None:
+    """Refuse a context whose table of positions, which no file holds, would be larger than the whole model.
+
+    Raises:
+        ValueError: saying so.
+    """
+    if shape.n_ctx * shape.d_model > max(shape.n_parameters, _SMALL_TABLE):
+        raise ValueError(
+            f"a context of {shape.n_ctx} positions takes more numbers than the model, which has "
+            f"{shape.n_parameters:,}; the option max_target_positions, or n_ctx, cannot be right."
+        )
 
 
 def _require_as_many(words: list[str], shape: Baevski18Config, dictionary: str | Path) -> None:
     if len(words) != shape.d_vocab:
         raise ValueError(
-            f"{dictionary}: {len(words)} words (4 special ones included), where the checkpoint has {shape.d_vocab}; "
-            "take the dict.txt of the same archive."
+            f"{shown(dictionary)}: {len(words)} words (4 special ones included), where the checkpoint has "
+            f"{shape.d_vocab}; take the dict.txt of the same archive."
         )

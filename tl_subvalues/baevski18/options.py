@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tl_subvalues.baevski18.configuration import Baevski18Config
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.errors import UnsupportedModelError, shown, shown_value
 
 _log = logging.getLogger(__name__)
+_SHOWN = 5
 
 # Read below.
 USED = {
@@ -117,7 +118,7 @@ def options_of(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("the checkpoint has neither 'args' nor 'cfg', so its sizes are not known; was it re-saved?")
     if isinstance(name, str) and not name.startswith("transformer_lm"):
         raise UnsupportedModelError(
-            f"the checkpoint is of a {name!r}, not of a transformer_lm: only those can be loaded."
+            f"the checkpoint is of a {shown_value(name)}, not of a transformer_lm: only those can be loaded."
         )
     return options
 
@@ -139,13 +140,13 @@ def config_of(options: Mapping[str, Any], d_vocab: int, *, drops_final_norm: boo
     for name in ("decoder_input_dim", "decoder_output_dim"):
         if options.get(name) not in (None, d_model):
             raise UnsupportedModelError(
-                f"{name} is {options[name]}, other than decoder_embed_dim {d_model}: not covered."
+                f"{name} is {shown_value(options[name])}, other than decoder_embed_dim {d_model}: not covered."
             )
     cutoffs = _cutoffs(options.get("adaptive_input_cutoff"), "adaptive_input_cutoff")
-    factor = float(_default(options, "adaptive_input_factor", 4.0))
+    factor = _factor(options, "adaptive_input_factor")
     if _cutoffs(options.get("adaptive_softmax_cutoff"), "adaptive_softmax_cutoff") != cutoffs:
         raise UnsupportedModelError("adaptive_softmax_cutoff is other than adaptive_input_cutoff: not covered.")
-    if float(_default(options, "adaptive_softmax_factor", 4.0)) != factor:
+    if _factor(options, "adaptive_softmax_factor") != factor:
         raise UnsupportedModelError("adaptive_softmax_factor is other than adaptive_input_factor: not covered.")
     tied = options.get("tie_adaptive_proj") or options.get("no_tie_adaptive_proj") is False
     context = "max_target_positions" if options.get("max_target_positions") else "tokens_per_sample"
@@ -171,20 +172,24 @@ def _refuse_other_architectures(options: Mapping[str, Any], drops_final_norm: bo
         if not options.get(name)
     ]
     if (activation := options.get("activation_fn") or "relu") != "relu":
-        problems.append(f"activation_fn is {activation!r}")
-    if (size := options.get("output_dictionary_size")) is not None and size >= 0:
-        problems.append(f"output_dictionary_size is {size}")
+        problems.append(f"activation_fn is {shown_value(activation)}")
+    size = options.get("output_dictionary_size")
+    if size is not None and not (isinstance(size, int | float) and size < 0):
+        problems.append(f"output_dictionary_size is {shown_value(size)}")
     if not drops_final_norm and _has_final_norm(options):
         problems.append("there is a final norm (no_decoder_final_norm is not set)")
     known = USED | IGNORED | set(REFUSED_IF_SET)
     unknown = {name: value for name, value in options.items() if name not in known}
     problems += [
-        f"{name} is {value!r}, which is not known"
+        f"{shown(name, 60)} is {shown_value(value)}, which is not known"
         for name, value in unknown.items()
         if name.startswith(_ARCHITECTURAL) and value not in (None, False, 0, "")
     ]
     if problems:
-        raise UnsupportedModelError(f"not the architecture of Baevski & Auli's model: {'; '.join(problems)}.")
+        more = f"; and {len(problems) - _SHOWN} more of the kind" if len(problems) > _SHOWN else ""
+        raise UnsupportedModelError(
+            f"not the architecture of Baevski & Auli's model: {'; '.join(problems[:_SHOWN])}{more}."
+        )
     _log.debug("options of training, without effect on the model: %s", ", ".join(sorted(unknown)))
 
 
@@ -198,9 +203,14 @@ def _has_final_norm(options: Mapping[str, Any]) -> bool:
 
 
 def _plain(options: Any, what: str) -> dict[str, Any]:
+    """Options by their names.
+
+    Raises:
+        ValueError: for anything else.
+    """
     if isinstance(options, argparse.Namespace):
         return dict(vars(options))
-    if not isinstance(options, dict):
+    if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
         raise ValueError(f"the checkpoint's {what} is a {type(options).__name__}, not a table of options.")
     return dict(options)
 
@@ -209,15 +219,19 @@ def _set(options: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _default(options: Mapping[str, Any], name: str, default: float) -> Any:
+def _factor(options: Mapping[str, Any], name: str) -> float:
+    """A factor between the widths of bands; fairseq's is 4 where none is said."""
     value = options.get(name)
-    return default if value is None else value
+    try:
+        return 4.0 if value is None else float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the checkpoint's option {name} is {shown_value(value)}, not a number.") from error
 
 
 def _number(options: Mapping[str, Any], name: str) -> int:
     value = options.get(name)
     if isinstance(value, bool) or not isinstance(value, int):
-        raise ValueError(f"the checkpoint's option {name} is {value!r}, not a whole number.")
+        raise ValueError(f"the checkpoint's option {name} is {shown_value(value)}, not a whole number.")
     return value
 
 
@@ -226,5 +240,7 @@ def _cutoffs(value: Any, name: str) -> tuple[int, ...]:
     pieces = value.split(",") if isinstance(value, str) else value
     try:
         return tuple(int(piece) for piece in pieces)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"the checkpoint's option {name} is {value!r}, not numbers like '20000,60000'.") from error
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(
+            f"the checkpoint's option {name} is {shown_value(value)}, not numbers like '20000,60000'."
+        ) from error

@@ -8,7 +8,8 @@ from typing import Any
 import click
 
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
-from tl_subvalues.command.start_up import DTYPES, first_line, load, quieten
+from tl_subvalues.command.start_up import DTYPES, LONGEST, first_line, load, quieten
+from tl_subvalues.errors import shown
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
@@ -129,5 +130,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str) -> None:
-    click.echo(f"tl-subvalues: {' '.join(message.split())}", err=True)
+    click.echo(f"tl-subvalues: {shown(' '.join(message.split()), LONGEST)}", err=True)
     sys.exit(2)
