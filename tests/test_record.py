@@ -1,5 +1,7 @@
-"""The record of a long run: cut anywhere, it is continued to the same end."""
+"""The record of a long run: cut anywhere, it is continued to the same end; damaged anywhere, it is refused."""
 
+import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -94,3 +96,80 @@ def test_where_it_is_kept(tmp_path: Path) -> None:
     assert record_path(tmp_path / "b", tmp_path / "a.csv") == tmp_path / "b"
     with pytest.raises(ValueError, match="folder"):
         record_path(tmp_path / "no" / "b", None)
+
+
+def test_a_flipped_bit_never_gives_other_results(tmp_path: Path) -> None:
+    """Anywhere in the file: one sentence that names it, or (a last line that looks torn) the same results again."""
+    path = tmp_path / "record.jsonl"
+    expected = list(resumed(path, SETTINGS, COUNT, work))
+    whole, generator = path.read_bytes(), random.Random(0)
+    said: list[str] = []
+    unchanged: list[bool] = []
+    for place in generator.sample(range(8 * len(whole)), 150):
+        damaged = bytearray(whole)
+        damaged[place // 8] ^= 1 << place % 8
+        path.write_bytes(damaged)
+        try:
+            assert list(resumed(path, SETTINGS, COUNT, work)) == expected
+        except ValueError as error:
+            said.append(str(error))
+            unchanged.append(path.read_bytes() == damaged)
+    assert len(said) > 140
+    assert all("record.jsonl" in message and "\n" not in message for message in said)
+    assert all(unchanged)
+
+
+def test_lines_of_another_form(tmp_path: Path) -> None:
+    """JSON without what an item has, another record's line: one sentence that names file and line."""
+    path, other = tmp_path / "record.jsonl", tmp_path / "other.jsonl"
+    list(resumed(path, SETTINGS, COUNT, work))
+    list(resumed(other, {**SETTINGS, "seed": 1}, COUNT, lambda number: {"number": -number}))
+    lines, others = path.read_bytes().splitlines(keepends=True), other.read_bytes().splitlines(keepends=True)
+    for line, says in (
+        (b'{"item": 0}\n', "no record"),
+        (b'{"item": 0, "result": 7}\n', "no record"),
+        (b'{"item": 0, "result": {"number": 0}}\n', "no record"),
+        (b"7\n", "no record"),
+        (b"[" * 100_000 + b"\n", "no record"),
+        (lines[1].replace(b'"number": 0', b'"number": 1'), "not as it was written"),
+        (others[1], "not as it was written"),
+    ):
+        path.write_bytes(lines[0] + line)
+        with pytest.raises(ValueError, match=rf"record\.jsonl, line 2 is {says}") as caught:
+            list(resumed(path, SETTINGS, COUNT, work))
+        assert "\n" not in str(caught.value)
+    path.write_bytes(lines[0].replace(b'"seed": 0', b'"seed": 1'))
+    with pytest.raises(ValueError, match="line 1 is not as it was written"):
+        list(resumed(path, {**SETTINGS, "seed": 1}, COUNT, work))
+
+
+def test_two_names_of_one_record(tmp_path: Path) -> None:
+    """A path with dots in it and a link are the same file: one run holds it, another is refused."""
+    (tmp_path / "folder").mkdir()
+    path = tmp_path / "record.jsonl"
+    link = tmp_path / "folder" / "link.jsonl"
+    link.symlink_to(path)
+    running = resumed(path, SETTINGS, COUNT, work)
+    next(running)
+    for name in (tmp_path / "folder" / ".." / "record.jsonl", link):
+        with pytest.raises(ValueError, match="another run"):
+            next(resumed(name, SETTINGS, COUNT, work))
+    assert len(list(running)) == COUNT - 1
+    assert len(list(resumed(link, SETTINGS, COUNT, lambda number: pytest.fail("worked out again")))) == COUNT
+    assert sorted(file.name for file in tmp_path.rglob("*.jsonl*")) == ["link.jsonl", "record.jsonl"]
+
+
+def test_settings_are_worked_out_only_where_a_record_is_kept(tmp_path: Path) -> None:
+    """They may take all of a model's weights."""
+    asked: list[int] = []
+
+    def settings() -> dict[str, Any]:
+        asked.append(1)
+        return SETTINGS
+
+    list(resumed(None, settings, COUNT, work))
+    assert not asked
+    list(resumed(tmp_path / "record.jsonl", settings, COUNT, work))
+    list(resumed(tmp_path / "record.jsonl", SETTINGS, COUNT, lambda number: pytest.fail("worked out again")))
+    assert asked == [1]
+    assert json.loads((tmp_path / "record.jsonl").read_bytes().splitlines()[0])["what"] == "test"

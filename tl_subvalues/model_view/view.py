@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view.identity import identity
 from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.modules import (
     embedding_hooks,
@@ -20,9 +21,6 @@ from tl_subvalues.model_view.modules import (
 )
 from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable
 from tl_subvalues.model_view.weights import ReadoutPieces
-
-# Integers of as many bytes, to read a weight's bits as a number.
-_INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 # What a model is likely to be that lacks a hook.
 _WITHOUT = {
@@ -105,13 +103,9 @@ class ModelView:
         """Changes whenever a weight is written to or replaced."""
         return tuple((p.data_ptr(), version_of(p)) for p in self.model.parameters())
 
-    def checksum(self) -> int:
-        """Changes with any weight's value, and with nothing else: the same in another process and on another device."""
-        total = 0
-        for number, parameter in enumerate(self.model.parameters()):
-            bits = parameter.detach().contiguous().view(-1).view(_INTEGERS[parameter.element_size()])
-            total = (total * 31 + number + int(bits.sum(dtype=torch.int64))) % 2**63
-        return total
+    def checksum(self) -> dict[str, str]:
+        """What says that this is the same model to the bit, in another process or on another device too."""
+        return identity(self.model)
 
     @property
     def compute_dtype(self) -> torch.dtype:

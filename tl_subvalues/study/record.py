@@ -1,22 +1,30 @@
 """What a long run has worked out so far, on disk: append-only JSON lines that survive a kill at any moment.
 
 The first line says which run the record belongs to (model, settings, facts); each further line is one finished item,
-written out and synced before the next begins. A last line that is torn is dropped and worked out again, so no item is
-lost or doubled.
+written out and synced before the next begins. Every line ends in a digest of itself and of the first line, so that one
+which was damaged, or is another record's, is never taken for a result. A last line that is torn is dropped and worked
+out again, so no item is lost or doubled.
 """
 
 import hashlib
 import importlib.metadata
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-SCHEMA = "tl-subvalues/record/1"
+from tl_subvalues.errors import shown
+
+SCHEMA = "tl-subvalues/record/2"
+# A line's end: the digest, as the last of its JSON object's entries.
+_END = re.compile(rb', "check": "([0-9a-f]{16})"\}\n')
+
+Settings = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 
 def digest(value: Any) -> str:
@@ -25,13 +33,14 @@ def digest(value: Any) -> str:
 
 
 def resumed(
-    path: Path | None, settings: Mapping[str, Any], count: int, work: Callable[[int], dict[str, Any]]
+    path: Path | None, settings: Settings, count: int, work: Callable[[int], dict[str, Any]]
 ) -> Iterator[dict[str, Any]]:
     """Items 0 to count − 1 in order: from the record as far as it goes, worked out and recorded from there on.
 
     Args:
         path: the record's file; None works everything out and keeps nothing.
-        settings: what the items depend on; a record of other settings is refused.
+        settings: what the items depend on, or a function that says so, which is called only where a record is kept; a
+            record of other settings is refused.
         count: how many items there are.
         work: makes an item, in terms of JSON.
 
@@ -41,64 +50,113 @@ def resumed(
     if path is None:
         yield from (_through_json(work(number)) for number in range(count))
         return
-    header = {"schema": SCHEMA, **_through_json(dict(settings))}
-    with ExitStack() as stack:
-        lock = FileLock(f"{path}.lock", timeout=0)
-        try:
-            stack.enter_context(lock)
-        except Timeout as error:
-            raise ValueError(f"{path} is being written by another run; wait for it, or name another record.") from error
-        stack.callback(Path(lock.lock_file).unlink, missing_ok=True)
+    found = settings() if callable(settings) else settings
+    header = _line({"schema": SCHEMA, **_through_json(dict(found))}, b"")
+    seed = _check_of(header)
+    with _locked(path), path.open("a+b") as file:
         done = 0
-        with path.open("a+b") as file:
-            for item in _recorded(file, path, header):
-                if item["item"] != done or done >= count:
-                    raise ValueError(f"{path}, line {done + 2} is not item {done} of {count}; remove the file.")
-                done += 1
-                yield item["result"]
-            for number in range(done, count):
-                line = json.dumps({"item": number, "result": work(number)})
-                _append(file, line)
-                yield json.loads(line)["result"]
+        for item in _recorded(file, path, header):
+            if item.get("item") != done or done >= count:
+                raise ValueError(f"{shown(path)}, line {done + 2} is not item {done} of {count}; remove the file.")
+            done += 1
+            yield item["result"]
+        for number in range(done, count):
+            result = _through_json(work(number))
+            _append(file, _line({"item": number, "result": result}, seed))
+            yield result
 
 
-def _recorded(file: Any, path: Path, header: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """The record for this run alone, by whatever name it is called."""
+    place = path.resolve()
+    lock = FileLock(place.with_name(f"{place.name}.lock"), timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(
+            f"{shown(path)} is being written by another run; wait for it, or name another record."
+        ) from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
+
+
+def _recorded(file: BinaryIO, path: Path, header: bytes) -> Iterator[dict[str, Any]]:
     """Items on file, after checking whose they are; leaves the file at the end of its last whole line."""
     file.seek(0)
     first = file.readline()
     if not first.endswith(b"\n"):  # nothing, or a header that was not written to its end
-        if not json.dumps(header).encode().startswith(first):
-            raise ValueError(f"{path} is no record of this kind; name another file.")
+        if not header.startswith(first):
+            raise ValueError(f"{shown(path)} is no record of this kind; name another file.")
         file.truncate(0)
-        _append(file, json.dumps(header))
+        _append(file, header)
         return
-    found = _parsed(first, path, 1)
-    differing = [key for key in {**header, **found} if found.get(key) != header.get(key)]
+    found, expected = _parsed(first, path, 1, b""), json.loads(header)
+    differing = [key for key in {**expected, **found} if key != "check" and found.get(key) != expected.get(key)]
     if differing:
         raise ValueError(
-            f"{path} was made with another {', '.join(differing)}; name another record, or remove it to start anew."
+            f"{shown(path)} was made with another {shown(', '.join(differing))}; name another record, or remove it to "
+            "start anew."
         )
     end, number = file.tell(), 1
     while (line := file.readline()).endswith(b"\n"):
         number += 1
-        yield _parsed(line, path, number)
+        item = _parsed(line, path, number, _check_of(header))
+        if "item" not in item or not isinstance(item.get("result"), dict):
+            raise _no_record(path, number)
+        yield item
         end += len(line)
     if line:  # torn
         file.truncate(end)
 
 
-def _parsed(line: bytes, path: Path, number: int) -> dict[str, Any]:
+def _line(entries: Mapping[str, Any], seed: bytes) -> bytes:
+    """A record's line: entries as JSON, the digest last."""
+    body = json.dumps(dict(entries)).encode()
+    return body[:-1] + b', "check": "' + _digest_of(body, seed) + b'"}\n'
+
+
+def _digest_of(body: bytes, seed: bytes) -> bytes:
+    return hashlib.sha256(seed + body).hexdigest()[:16].encode()
+
+
+def _check_of(line: bytes) -> bytes:
+    """The digest that stands on a line."""
+    end = _END.search(line)
+    return end[1] if end else b""
+
+
+def _parsed(line: bytes, path: Path, number: int, seed: bytes) -> dict[str, Any]:
+    """A line's entries.
+
+    Raises:
+        ValueError: naming file and line, if it is none, or not as it was written.
+    """
+    end = _END.search(line)
+    if end is None or end.end() != len(line):
+        raise _no_record(path, number)
+    if _digest_of(line[: end.start()] + b"}", seed) != end[1]:
+        raise ValueError(
+            f"{shown(path)}, line {number} is not as it was written; remove the file, or this line and all after it."
+        )
     try:
         found = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"{path}, line {number} is no record of this kind; name another file.") from error
+    except (ValueError, RecursionError) as error:
+        raise _no_record(path, number) from error
     if not isinstance(found, dict):
-        raise ValueError(f"{path}, line {number} is no record of this kind; name another file.")
+        raise _no_record(path, number)
     return found
 
 
-def _append(file: Any, line: str) -> None:
-    file.write(line.encode() + b"\n")
+def _no_record(path: Path, number: int) -> ValueError:
+    return ValueError(f"{shown(path)}, line {number} is no record of this kind; name another file.")
+
+
+def _append(file: BinaryIO, line: bytes) -> None:
+    file.write(line)
     file.flush()
     os.fsync(file.fileno())
 
@@ -118,18 +176,25 @@ def record_path(record: Any, out: Any) -> Path | None:
         return None
     path = Path(chosen)
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: not a file, or the folder to write into does not exist.")
+        raise ValueError(f"{shown(path)}: not a file, or the folder to write into does not exist.")
     return path
 
 
-def run_settings(view: Any, facts: Sequence[Any], **settings: Any) -> dict[str, Any]:
-    """What the results of a run depend on, for its record: model, weights, facts, package, settings."""
-    content = [[fact.tokens.tolist(), fact.target_id] for fact in facts]
-    return {
-        "package": importlib.metadata.version("tl-subvalues"),
-        "model": view.name,
-        "weights": view.checksum(),
-        "dtype": str(view.dtype),
-        "facts": digest(content),
-        **settings,
-    }
+def run_settings(view: Any, facts: Sequence[Any], **settings: Any) -> Callable[[], dict[str, Any]]:
+    """What the results of a run depend on, for its record: model, weights, versions, facts, settings.
+
+    A function, for reading all weights takes a second for 1.4 GB.
+    """
+
+    def found() -> dict[str, Any]:
+        content = [[fact.tokens.tolist(), fact.target_id] for fact in facts]
+        return {
+            "package": importlib.metadata.version("tl-subvalues"),
+            "model": view.name,
+            **view.checksum(),
+            "dtype": str(view.dtype),
+            "facts": digest(content),
+            **settings,
+        }
+
+    return found
