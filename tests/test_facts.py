@@ -90,3 +90,17 @@ def test_the_demo_s_facts_are_all_good() -> None:
     assert len({tuple(fact.tokens.tolist()) for fact in facts.facts}) == 249
     checked = pd.read_csv(data / "facts_checked.csv")
     assert checked["answered"].sum() == (checked["rank"] == 1).sum() == 143
+
+
+def test_a_cell_that_is_too_long_is_named_by_line(tmp_path: Path) -> None:
+    """A mark of quotation that is not closed swallows the rest of a file: the line where it stands is told."""
+    path = tmp_path / "facts.csv"
+    rows = "w3 w4,w5\n" * 20_000
+    for content, line in (
+        (f'prompt,target\nw3,w4\n"w3 w4,w5\n{rows}', 3),
+        (f"prompt,target\n{'w3 ' * 50_000},w4\n", 2),
+        (f'"prompt,target\n{rows}', 1),
+    ):
+        path.write_text(content, encoding="utf-8")
+        with pytest.raises(ValueError, match=rf"facts\.csv, line {line}: a cell of over 131,072 characters"):
+            read_rows(path)

@@ -10,6 +10,7 @@ import pandas as pd
 from jaxtyping import Int
 from torch import Tensor
 
+from tl_subvalues.errors import shown
 from tl_subvalues.model_view import ModelView, prompt_tokens, resolve_target
 
 COLUMNS = ("prompt", "target")
@@ -59,21 +60,39 @@ def read_rows(source: Any) -> list[Row]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         try:
             return list(_csv_rows(file, str(source)))
-        except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{source} cannot be read as CSV text in UTF-8: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{shown(source)} cannot be read as CSV text in UTF-8: {error}") from error
 
 
 def _csv_rows(file: Any, name: str) -> Iterator[Row]:
-    reader = csv.reader(file)
-    header = next(reader, [])
-    _require_columns(header, name)
-    line = reader.line_num + 1  # a quoted field may run over several lines: a row stands where it begins
-    for fields in reader:
-        place, line = f"line {line}", reader.line_num + 1
+    numbered = _numbered(csv.reader(file), name)
+    _, header = next(numbered, (1, []))
+    _require_columns(header, shown(name))
+    for line, fields in numbered:
         if not fields:
             continue
         wrong = None if len(fields) == len(header) else f"{len(fields)} fields where the header has {len(header)}"
-        yield Row(place, dict(zip(header, fields, strict=False)), wrong)
+        yield Row(f"line {line}", dict(zip(header, fields, strict=False)), wrong)
+
+
+def _numbered(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
+    """Rows of a CSV reader, each with the number of the line where it begins (a quoted cell may have several).
+
+    Raises:
+        ValueError: for what the csv module does not read, naming that line.
+    """
+    while True:
+        line = reader.line_num + 1
+        try:
+            yield line, next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            limit = csv.field_size_limit()
+            long = f"a cell of over {limit:,} characters; is a quotation mark left open?"
+            raise ValueError(
+                f"{shown(name)}, line {line}: {long if 'field limit' in str(error) else f'is not CSV ({error}).'}"
+            ) from error
 
 
 def _require_columns(names: list[str], what: str) -> None:

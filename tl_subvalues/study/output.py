@@ -1,9 +1,13 @@
 """Tables as files."""
 
+import os
+import secrets
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from tl_subvalues.errors import shown
 
 
 def require_writable_table(out: Any) -> None:
@@ -16,17 +20,28 @@ def require_writable_table(out: Any) -> None:
         return
     path = Path(out)
     if path.suffix not in (".parquet", ".csv"):
-        raise ValueError(f"{path}: the output is a .parquet or a .csv file.")
+        raise ValueError(f"{shown(path)}: the output is a .parquet or a .csv file.")
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ValueError(f"{path}: not a file, or the folder to write into does not exist.")
+        raise ValueError(f"{shown(path)}: not a file, or the folder to write into does not exist.")
 
 
 def write_table(table: pd.DataFrame, out: Any) -> None:
-    """A DataFrame as Parquet or CSV, in one step: a file that is there is whole."""
-    path = Path(out)
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    if path.suffix == ".parquet":
-        table.to_parquet(unfinished, index=False)
-    else:
-        table.to_csv(unfinished, index=False)
-    unfinished.replace(path)
+    """A DataFrame as Parquet or CSV, in one step: a file that is there is whole, also where two runs write it.
+
+    What stands in its place is replaced; a link stays, and what it leads to is replaced.
+    """
+    path = Path(out).resolve()
+    # A name of its own for each run, made as mkstemp makes it, but with the permissions of any new file.
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
+    try:
+        with unfinished.open("xb") as file:
+            if Path(out).suffix == ".parquet":
+                table.to_parquet(file, index=False)
+            else:
+                table.to_csv(file, index=False)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
