@@ -61,6 +61,11 @@ class Storage:
     dtype: torch.dtype
     numel: int
 
+    @property
+    def size(self) -> int:
+        """Bytes."""
+        return self.numel * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class TensorAt:

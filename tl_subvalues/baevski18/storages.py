@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -18,12 +18,12 @@ from tl_subvalues.baevski18.pickles import TRUNCATED, Storage, TensorAt, read_pi
 
 _MAGIC, _PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 
-Read = Callable[[Storage], bytes]
+Read = Callable[[Storage], Tensor]
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[tuple[Any, Read]]:
-    """What a file of `torch.save` says, tensors described only, and a function that reads a storage's bytes.
+    """What a file of `torch.save` says, tensors described only, and a function that reads a storage's numbers.
 
     Raises:
         UnsupportedModelError: if its pickle names what a checkpoint has no need of.
@@ -43,8 +43,7 @@ def opened(path: Path) -> Iterator[tuple[Any, Read]]:
         elif not path.stat().st_size:
             raise ValueError(TRUNCATED)
         else:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                yield _streamed(mapped)
+            yield _streamed(file)
 
 
 def _zipped(archive: zipfile.ZipFile, size: int) -> tuple[Any, Read]:
@@ -61,45 +60,58 @@ def _zipped(archive: zipfile.ZipFile, size: int) -> tuple[Any, Read]:
     if order in records and archive.read(order) != b"little":
         raise ValueError("its numbers are not in little-endian order; save it again on another machine")
 
-    def read(storage: Storage) -> bytes:
+    def read(storage: Storage) -> Tensor:
         record = records.get(f"{folder}/data/{storage.key}")
-        if record is None or record.file_size != storage.numel * storage.dtype.itemsize:
+        if record is None or record.file_size != storage.size:
             raise ValueError(TRUNCATED)
-        return archive.read(record)
+        with archive.open(record) as source:
+            return _numbers(storage, source)
 
     return read_pickle(archive.read(pickles[0])), read
 
 
-def _streamed(mapped: mmap.mmap) -> tuple[Any, Read]:
+def _streamed(file: BinaryIO) -> tuple[Any, Read]:
     """Pickles one after another (a magic number, a version, the machine, the content, keys), then the storages."""
-    if read_pickle(mapped) != _MAGIC or read_pickle(mapped) != _PROTOCOL:
-        raise ValueError(TRUNCATED)
-    machine = read_pickle(mapped)
-    if not isinstance(machine, dict) or machine.get("little_endian") is not True:
-        raise ValueError("its numbers are not in little-endian order; save it again on another machine")
     storages: dict[str, Storage] = {}
-    content, keys = read_pickle(mapped, storages), read_pickle(mapped)
-    if not isinstance(keys, list):
-        raise ValueError(TRUNCATED)
-    places: dict[str, tuple[int, int]] = {}
-    start = mapped.tell()
-    for key in keys:
-        storage = storages.get(key) if isinstance(key, str) else None
-        count = int.from_bytes(mapped[start : start + 8], "little")
-        if storage is None or count != storage.numel or key in places:
+    with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        if read_pickle(mapped) != _MAGIC or read_pickle(mapped) != _PROTOCOL:
             raise ValueError(TRUNCATED)
-        places[key] = start + 8, start + 8 + count * storage.dtype.itemsize
-        start = places[key][1]
-    if start > len(mapped):
-        raise ValueError(TRUNCATED)
+        machine = read_pickle(mapped)
+        if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+            raise ValueError("its numbers are not in little-endian order; save it again on another machine")
+        content, keys = read_pickle(mapped, storages), read_pickle(mapped)
+        starts: dict[str, int] = {}
+        place = mapped.tell()
+        for key in keys if isinstance(keys, list) else [None]:
+            if not isinstance(key, str) or key not in storages or key in starts:
+                raise ValueError(TRUNCATED)
+            storage = storages[key]
+            if int.from_bytes(mapped[place : place + 8], "little") != storage.numel:
+                raise ValueError(TRUNCATED)
+            starts[key] = place + 8
+            place += 8 + storage.size
+        if place > len(mapped):
+            raise ValueError(TRUNCATED)
 
-    def read(storage: Storage) -> bytes:
-        begin, end = places.get(storage.key, (0, -1))
-        if end - begin != storage.numel * storage.dtype.itemsize:
+    def read(storage: Storage) -> Tensor:
+        if storage.key not in starts:
             raise ValueError(TRUNCATED)
-        return mapped[begin:end]
+        file.seek(starts[storage.key])
+        return _numbers(storage, file)
 
     return content, read
+
+
+def _numbers(storage: Storage, source: Any) -> Tensor:
+    """A storage's numbers in a row, from a stream that has as many."""
+    numbers = torch.empty(storage.numel, dtype=storage.dtype)
+    rest = numbers.view(torch.uint8).numpy().data
+    while len(rest):
+        count = source.readinto(rest)
+        if not count:
+            raise ValueError(TRUNCATED)
+        rest = rest[count:]
+    return numbers
 
 
 def tensors(described: Mapping[str, TensorAt], read: Read) -> dict[str, Tensor]:
@@ -107,12 +119,9 @@ def tensors(described: Mapping[str, TensorAt], read: Read) -> dict[str, Tensor]:
     flat: dict[str, Tensor] = {}
     made = {}
     for name, place in described.items():
-        key = place.storage.key
-        if key not in flat:
-            content = bytearray(read(place.storage))
-            numbers = torch.frombuffer(content, dtype=place.storage.dtype) if content else None
-            flat[key] = torch.empty(0, dtype=place.storage.dtype) if numbers is None else numbers
-        made[name] = flat[key].as_strided(place.size, place.stride, place.offset)
+        if place.storage.key not in flat:
+            flat[place.storage.key] = read(place.storage)
+        made[name] = flat[place.storage.key].as_strided(place.size, place.stride, place.offset)
     return made
 
 
