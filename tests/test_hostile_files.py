@@ -18,6 +18,7 @@ from typing import Any
 import baevski18_reference as fairseq
 import pytest
 import torch
+import zoo
 from safetensors.torch import load_file, save_file
 
 import tl_subvalues as tlsv
@@ -288,6 +289,15 @@ def test_numbers_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
     loading.read(*paths)
     with pytest.raises(ValueError, match=r"not finite in torch\.float16"):
         loading.read(*paths, torch.float16)
+
+
+@pytest.mark.skipif(not zoo.has_bridge(), reason="Baevski & Auli's model needs TransformerLens 3.9")
+def test_masks_of_a_long_context_are_refused(tmp_path: Path) -> None:
+    """HookedTransformer keeps one of n_ctx² in every layer; the way out is the bridge, which has none."""
+    paths = fairseq.write(tmp_path, fairseq.make_checkpoint(length=100_000))
+    with pytest.raises(tlsv.UnsupportedModelError, match=r"mask of 100000 × 100000 in each of 2 layers.*hooked=False"):
+        tlsv.baevski18.load(*paths, device="cpu", hooked=True)
+    assert tlsv.baevski18.load(*paths, device="cpu").cfg.n_ctx == 100_000
 
 
 # A folder that `convert` wrote.

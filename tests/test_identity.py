@@ -52,8 +52,8 @@ def other_bits(of: Any) -> None:
 
 
 def other_buffer(of: Any) -> None:
-    """A number that is no parameter."""
-    next(buffer for buffer in of.buffers() if buffer.is_floating_point()).view(-1)[0] += 1
+    """A number that is no parameter, of the rotary positions."""
+    next(buffer for name, buffer in of.named_buffers() if "inv_freq" in name or "rotary_sin" in name).view(-1)[0] += 1
 
 
 def other_eps(of: Any) -> None:

@@ -29,7 +29,7 @@ def test_a_table_comes_back(suffix: str, tmp_path: Path) -> None:
 
 def test_two_runs_do_not_meet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are in the middle of writing one file: it is one of them, whole, and neither fails."""
-    barrier = threading.Barrier(2)
+    barrier = threading.Barrier(2, timeout=30)
     to_csv = pd.DataFrame.to_csv
 
     def slowly(table: pd.DataFrame, file: object, **how: object) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from tl_subvalues.study.record import record_path, resumed
+from tl_subvalues.study.record import _check_of, _line, record_path, resumed
 
 SETTINGS = {"what": "test", "ks": (1, 2), "seed": 0}
 COUNT = 5
@@ -138,6 +138,10 @@ def test_lines_of_another_form(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=rf"record\.jsonl, line 2 is {says}") as caught:
             list(resumed(path, SETTINGS, COUNT, work))
         assert "\n" not in str(caught.value)
+    for form in ({"item": 0}, {"item": 0, "result": 7}, {"result": {}}):  # with a digest that is right
+        path.write_bytes(lines[0] + _line(form, _check_of(lines[0])))
+        with pytest.raises(ValueError, match=r"record\.jsonl, line 2 is no record"):
+            list(resumed(path, SETTINGS, COUNT, work))
     path.write_bytes(lines[0].replace(b'"seed": 0', b'"seed": 1'))
     with pytest.raises(ValueError, match="line 1 is not as it was written"):
         list(resumed(path, {**SETTINGS, "seed": 1}, COUNT, work))
