@@ -309,6 +309,20 @@ def converted(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+def test_a_full_disk_is_one_sentence(tmp_path: Path) -> None:
+    """Whatever safetensors makes of it."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    paths = fairseq.write(tmp_path, fairseq.make_checkpoint())
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"model\.safetensors: could not be written .*; remove .*out\.$") as caught:
+            tlsv.baevski18.convert(*paths, tmp_path / "out")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    one_sentence(str(caught.value))
+
+
 @pytest.mark.parametrize(
     ("fields", "match"),
     [

@@ -21,6 +21,7 @@ PACKAGE = Path(tlsv.__file__).parent
 ROOM = (
     "model_view/releases.py",
     "model_view/loading.py",
+    "model_view/identity.py",
     "model_view/modules.py",
     "model_view/faults.py",
     "model_view/folders.py",
@@ -52,6 +53,8 @@ HUGGING_FACE = {
     "logit_scale",
     "logits_scaling",
     "config",
+    "to_dict",
+    "rope_type",
     "rope_parameters",
     "rope_scaling",
     "rope_theta",

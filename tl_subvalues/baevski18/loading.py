@@ -27,7 +27,7 @@ from tl_subvalues.baevski18.configuration import Baevski18Config, config
 from tl_subvalues.baevski18.dictionary import make_tokenizer, read_dictionary
 from tl_subvalues.baevski18.modeling import ARCHITECTURE, Baevski18ForCausalLM, HFConfig
 from tl_subvalues.baevski18.options import config_of, options_of
-from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError, shown
+from tl_subvalues.errors import UnknownWordsWarning, UnsupportedModelError, shown, told
 
 NAME = "transformer_lm.wiki103.adaptive"
 _CONFIG, _WEIGHTS, _DICTIONARY = "config.json", "model.safetensors", "dict.txt"
@@ -120,6 +120,7 @@ def convert(checkpoint: str | Path, dictionary: str | Path, out: str | Path) -> 
 
     Raises:
         FileExistsError: if the folder is there and not empty.
+        OSError: if it cannot be written.
         UnsupportedModelError, FileNotFoundError, ValueError: as `load`.
     """
     out = Path(out)
@@ -130,7 +131,10 @@ def convert(checkpoint: str | Path, dictionary: str | Path, out: str | Path) -> 
     fields = {"model_type": HFConfig.model_type, "architectures": [ARCHITECTURE], **dataclasses.asdict(parts.config)}
     (out / _CONFIG).write_text(json.dumps(fields, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(dictionary, out / _DICTIONARY)
-    save_file(parts.state, out / _WEIGHTS, {"format": "pt"})
+    try:
+        save_file(parts.state, out / _WEIGHTS, {"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(f"{shown(out / _WEIGHTS)}: could not be written ({told(error)}); remove {shown(out)}.") from error
 
 
 def read(checkpoint: str | Path, dictionary: str | Path | None, dtype: torch.dtype = torch.float32) -> Parts:
