@@ -21,7 +21,6 @@ PACKAGE = Path(tlsv.__file__).parent
 ROOM = (
     "model_view/releases.py",
     "model_view/loading.py",
-    "model_view/identity.py",
     "model_view/modules.py",
     "model_view/faults.py",
     "model_view/folders.py",
@@ -54,7 +53,6 @@ HUGGING_FACE = {
     "logits_scaling",
     "config",
     "to_dict",
-    "rope_type",
     "rope_parameters",
     "rope_scaling",
     "rope_theta",

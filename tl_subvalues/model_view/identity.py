@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tl_subvalues.model_view.modules import configuration_below
+
 # Bytes hashed at a time: what it takes beside the model. SHA-256 reads 1.4 GB a second on two cores of 2025.
 _CHUNK = 2**24
 # Entries of a configuration that say where a model is, or what it is called.
@@ -85,10 +87,9 @@ def _values(kinds: Any) -> list[Any]:
 
 def _digest_of_configuration(model: Any) -> str:
     """SHA-256 of TransformerLens's configuration, Hugging Face's where there is one, and every module's own words."""
-    theirs: Any = getattr(getattr(model, "original_model", None), "config", None)
     described = {
         "cfg": _plain(vars(model.cfg)),
-        "config": _plain(theirs.to_dict()) if hasattr(theirs, "to_dict") else None,
+        "config": _plain(configuration_below(model)),
         "modules": [
             [name, type(module).__name__, _ADDRESS.sub("", module.extra_repr())]
             for name, module in model.named_modules()

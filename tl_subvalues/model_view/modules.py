@@ -204,3 +204,9 @@ def is_parallel_block(model: Any, block: Any) -> bool:
 def is_latent_attention(attn: Any) -> bool:
     """Whether an attention sublayer is a bridge's multi-head latent attention."""
     return any(cls.__name__ == "MLAAttentionBridge" for cls in type(attn).__mro__)
+
+
+def configuration_below(model: Any) -> dict[str, Any] | None:
+    """Hugging Face's configuration of the model that a bridge is around; None where there is none."""
+    config: Any = getattr(getattr(model, "original_model", None), "config", None)
+    return config.to_dict() if hasattr(config, "to_dict") else None
