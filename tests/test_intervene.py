@@ -511,3 +511,44 @@ def test_heads_and_sublayers_beside_experts(tokens: Tensor) -> None:
     base = log_probs(model, tokens)
     for label in ("1_mlp_out", "L1H2", "L1H2@3"):
         assert (log_probs(model, tokens, tlsv.ablation_hooks(model, label)) - base).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox_parallel"])
+@pytest.mark.parametrize("mode", ["zero", 0.5])
+def test_labels_that_say_where(family: str, mode: Any, tokens: Tensor) -> None:
+    """What is named at a position is ablated there, beside what is named everywhere; twice named, once ablated."""
+    model = zoo.model(family)
+
+    def ablated(labels: list[str], position: int | None = None) -> Tensor:
+        return log_probs(model, tokens, tlsv.ablation_hooks(model, labels, mode=mode, position=position))
+
+    for placed, plain in (
+        ("L1N3@2", "L1N3"),
+        ("0_mlp_out@2", "0_mlp_out"),
+        ("L0H1@>2", "L0H1"),
+        ("L0H1@1>2", "L0H1@1"),
+    ):
+        assert torch.allclose(ablated([placed]), ablated([plain], position=2), atol=TOLERANCE), placed
+        assert not torch.allclose(ablated([placed]), ablated([plain]), atol=1e-5)
+        assert torch.allclose(ablated([placed, plain]), ablated([plain]), atol=TOLERANCE)
+        assert torch.allclose(ablated([placed], position=5), ablated([placed]), atol=TOLERANCE)
+    two = ablated(["L1N3@2", "L1N4@5", "L0H1D2@1>2", "L0H1D2@1>4"])
+    one_hook_each = [
+        hook
+        for label, position in (("L1N3", 2), ("L1N4", 5), ("L0H1D2@1", 2))
+        for hook in tlsv.ablation_hooks(model, [label], mode=mode, position=position)
+    ]
+    assert not torch.allclose(two, log_probs(model, tokens, one_hook_each), atol=1e-6)
+    with pytest.raises(ValueError, match="position 9 is out of range"):
+        ablated(["L1N3@9"])
+
+
+def test_experts_neurons_at_a_position(tokens: Tensor) -> None:
+    """As by `position=`."""
+    model = zoo.bridge("mixtral")
+    for label in ("L0E0N3", "L0E1N5", "L0E2N7", "L0E3N9"):
+        placed, plain = (
+            log_probs(model, tokens, tlsv.ablation_hooks(model, [name], position=position))
+            for name, position in ((f"{label}@2", None), (label, 2))
+        )
+        assert torch.allclose(placed, plain, atol=TOLERANCE)

@@ -12,6 +12,7 @@ from tl_subvalues.labels import (
     ffn_neuron_label,
     head_label,
     head_position_label,
+    labels_of,
     parse_label,
     sublayer_label,
 )
@@ -101,7 +102,9 @@ def test_expert_neuron_labels_round_trip(layer, expert, neuron):
         "L23D38",
         "L23D38@3",
         "L23H4@3D38",
-        "L24N1005@3",
+        "L24N1005@",
+        "L23H4>3",
+        "L23H4D38@>3",
         "L24N",
         "L24E5",
         "L24N5E5",
@@ -144,3 +147,22 @@ def test_whatever_is_taken_for_a_label_is_one(text):
     }[found.unit]
     assert parse_label(make(found)) == found
     assert make(found).replace("0", "") == text.replace("0", "")
+
+
+@pytest.mark.parametrize(
+    ("unit", "columns", "label"),
+    [
+        ("sublayer", {"layer": [24], "sublayer": ["mlp"], "at": [4]}, "24_mlp_out@4"),
+        ("head", {"layer": [11], "head": [2], "at": [3]}, "L11H2@>3"),
+        ("head_position", {"layer": [11], "head": [2], "position": [1], "at": [3]}, "L11H2@1>3"),
+        ("attn_neuron", {"layer": [11], "head": [2], "dim": [7], "position": [1], "at": [3]}, "L11H2D7@1>3"),
+        ("ffn_neuron", {"layer": [11], "neuron": [1229], "at": [0]}, "L11N1229@0"),
+        ("ffn_neuron", {"layer": [3], "neuron": [10], "expert": [5], "at": [2]}, "L3E5N10@2"),
+    ],
+)
+def test_labels_say_where_a_component_is_added(unit, columns, label):
+    """Of a head after what it reads; and back."""
+    assert labels_of(unit, columns) == [label]
+    found = parse_label(label)
+    assert found.unit == unit
+    assert all(getattr(found, name) == values[0] for name, values in columns.items())

@@ -4,6 +4,9 @@ The labels are TransformerLens's where it has one (`ActivationCache.decompose_re
 `stack_neuron_results`), extended by a source position (`@3`), an index inside a head (`D38`) and an expert (`E5`).
 An attention neuron without a source position is that index of the head whatever it reads.
 A layer's shared expert is counted after its routed ones: `L3E8N10` where there are eight of those.
+
+Where components of several positions stand side by side, a label also says where it is added to the residual stream:
+`L11N1229@0`, `24_mlp_out@4`; of a head, after what it reads: `L11H2@1>3` and `L11H2D7@1>3`, or `L11H2@>3` for all.
 """
 
 import re
@@ -25,13 +28,14 @@ PART_OF: Mapping[Unit, Sublayer | None] = {
     "ffn_neuron": "mlp",
 }
 
+_AT, _FROM = r"(?:@(?P<at>\d+))?", r"@(?P<position>\d+)(?:>(?P<at>\d+))?"
 _PATTERNS: tuple[tuple[Unit, re.Pattern[str]], ...] = (
-    ("sublayer", re.compile(rf"(?P<layer>\d+)_(?P<sublayer>attn|mlp|{'|'.join(MIXERS)})_out", re.ASCII)),
-    ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)", re.ASCII)),
-    ("head_position", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)@(?P<position>\d+)", re.ASCII)),
-    ("attn_neuron", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)(?:@(?P<position>\d+))?", re.ASCII)),
-    ("ffn_neuron", re.compile(r"L(?P<layer>\d+)N(?P<neuron>\d+)", re.ASCII)),
-    ("ffn_neuron", re.compile(r"L(?P<layer>\d+)E(?P<expert>\d+)N(?P<neuron>\d+)", re.ASCII)),
+    ("sublayer", re.compile(rf"(?P<layer>\d+)_(?P<sublayer>attn|mlp|{'|'.join(MIXERS)})_out{_AT}", re.ASCII)),
+    ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)(?:@>(?P<at>\d+))?", re.ASCII)),
+    ("head_position", re.compile(rf"L(?P<layer>\d+)H(?P<head>\d+){_FROM}", re.ASCII)),
+    ("attn_neuron", re.compile(rf"L(?P<layer>\d+)H(?P<head>\d+)D(?P<dim>\d+)(?:{_FROM})?", re.ASCII)),
+    ("ffn_neuron", re.compile(rf"L(?P<layer>\d+)N(?P<neuron>\d+){_AT}", re.ASCII)),
+    ("ffn_neuron", re.compile(rf"L(?P<layer>\d+)E(?P<expert>\d+)N(?P<neuron>\d+){_AT}", re.ASCII)),
 )
 
 
@@ -44,9 +48,10 @@ class Component:
     sublayer: Sublayer
     head: int | None = None
     dim: int | None = None
-    position: int | None = None
+    position: int | None = None  # that a head reads from
     neuron: int | None = None
     expert: int | None = None
+    at: int | None = None  # where it is added; None: wherever it is asked about
 
 
 def sublayer_label(layer: int, sublayer: str) -> str:
@@ -88,13 +93,21 @@ _MAKERS: dict[Unit, tuple[Callable[..., str], tuple[str, ...]]] = {
 }
 
 
+# What stands between a unit's label and where it is added.
+_JOINTS: dict[Unit, str] = {"head": "@>", "head_position": ">", "attn_neuron": ">"}
+
+
 def labels_of(unit: Unit, columns: Mapping[str, Sequence[Any]]) -> list[str]:
     """Labels of many components of one unit, given by their layers, heads and so on, column by column.
 
-    FFN neurons may come without a column `expert`, or with None in it.
+    FFN neurons may come without a column `expert`, or with None in it. A column `at` says where each is added.
     """
     make, names = _MAKERS[unit]
-    return [make(*row) for row in zip(*(columns[name] for name in names if name in columns), strict=True)]
+    labels = [make(*row) for row in zip(*(columns[name] for name in names if name in columns), strict=True)]
+    if "at" not in columns:
+        return labels
+    joint = _JOINTS.get(unit, "@")
+    return [f"{label}{joint}{at}" for label, at in zip(labels, columns["at"], strict=True)]
 
 
 def parse_label(label: str) -> Component:
@@ -113,7 +126,7 @@ def parse_label(label: str) -> Component:
     raise ValueError(
         f"{label!r} is not a label; labels look like '24_attn_out' or '24_mlp_out' (sublayer), 'L23H4' (head), "
         "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron; 'L23H4D38' at all source positions), "
-        "'L24N1005' (FFN neuron), 'L3E5N10' (FFN neuron of an expert)."
+        "'L24N1005' (FFN neuron), 'L3E5N10' (FFN neuron of an expert); at one position, 'L24N1005@4', 'L23H4@3>4'."
     )
 
 

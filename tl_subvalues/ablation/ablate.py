@@ -46,8 +46,9 @@ def ablation_hooks(
         model: a TransformerLens model.
         labels: a label, a list of labels, or a table with a column `label`. FFN neurons (L24N1005), heads (L23H4),
             heads at a source position (L23H4@3), attention neurons at a source position (L23H4D38@3) or at all
-            (L23H4D38), sublayers (24_attn_out, 24_mlp_out). What is named twice, or as a part of a head that is named
-            too, is ablated once.
+            (L23H4D38), sublayers (24_attn_out, 24_mlp_out). Labels that say where a component is added (L11N1229@0,
+            L11H2@1>3) are ablated there, the others at `position`. What is named twice, or as a part of a head that is
+            named too, is ablated once.
         mode: "zero"; "mean", the component's mean over `reference`; or a number, its factor.
         position: the (query) position at which to ablate, negative from the end; None is everywhere.
         reference: for mode "mean": prompts (texts, lists of token ids or tensors of them, of any lengths). The mean

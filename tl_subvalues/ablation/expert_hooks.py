@@ -23,7 +23,6 @@ def expert_hooks(
     """Hooks that leave a share `kept` of the chosen neurons, a set of them for every row of a batch or one for all."""
     block, mixture = view.layer(layer), view.layer(layer).mixture()
     assert mixture is not None
-    masks = _masks(mixture, chosen)
     seen: dict[str, Tensor] = {}
 
     def keep_input(value: Tensor, hook: Any) -> None:
@@ -36,33 +35,34 @@ def expert_hooks(
                 "neurons cannot be ablated; the whole sublayer can."
             )
         x = seen.pop("x")
+        masks = _masks(mixture, chosen, x.shape[1], position)
         added = (1.0 - kept) * _added(mixture, x, masks, view.compute_dtype)
-        if position is not None:
-            here = torch.zeros(added.shape[1], 1, dtype=torch.bool, device=added.device)
-            here[resolve_index(position, len(here), "position")] = True
-            added = added * here
         return (value.to(added) - added.view(value.shape)).to(value)
 
     return [(block.hook("mlp.hook_in"), keep_input), (block.hook("mlp.hook_out"), take_out)]
 
 
-def _masks(mixture: MixtureOfExperts, chosen: Sequence[Sequence[Component]]) -> dict[int, Bool[Tensor, "row 1 neuron"]]:
-    """Which neurons of which expert, row by row."""
+def _masks(
+    mixture: MixtureOfExperts, chosen: Sequence[Sequence[Component]], n_positions: int, position: int | None
+) -> dict[int, Bool[Tensor, "row pos neuron"]]:
+    """Which neurons of which expert, row by row, and at which positions."""
     masks: dict[int, Tensor] = {}
     for row, found in enumerate(chosen):
         for component in found:
             assert component.expert is not None
             if component.expert not in masks:
                 n_neurons = len(mixture.expert(component.expert).W_out)
-                masks[component.expert] = torch.zeros(len(chosen), 1, n_neurons, dtype=torch.bool)
-            masks[component.expert][row, 0, component.neuron] = True
+                masks[component.expert] = torch.zeros(len(chosen), n_positions, n_neurons, dtype=torch.bool)
+            at = position if component.at is None else component.at
+            here = slice(None) if at is None else resolve_index(at, n_positions, "position")
+            masks[component.expert][row, here, component.neuron] = True
     return masks
 
 
 def _added(
     mixture: MixtureOfExperts,
     x: Float[Tensor, "batch pos d_model"],
-    masks: dict[int, Bool[Tensor, "row 1 neuron"]],
+    masks: dict[int, Bool[Tensor, "row pos neuron"]],
     dtype: torch.dtype,
 ) -> Float[Tensor, "batch pos d_model"]:
     """What the chosen neurons add to the mixture's output."""

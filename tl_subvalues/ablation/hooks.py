@@ -84,10 +84,10 @@ def _one_after_another(first: HookFunction, second: HookFunction) -> HookFunctio
 def _sublayer_hook(
     view: ModelView, layer: int, what: str, chosen: Sequence[Sequence[Component]], mode: Mode, position: int | None
 ) -> Hook:
-    mask = torch.tensor([bool(row) for row in chosen])[:, None, None]
+    masks = {at: torch.tensor([bool(row) for row in rows])[:, None, None] for at, rows in _by_place(chosen).items()}
 
     def ablate_sublayer(value: Tensor, hook: Any) -> Tensor:
-        where = _where(mask, value, position, 1)
+        where = _anywhere(masks, value, position, 1)
         return _replaced(value, where, mode.replacement(value, (layer, what, None)))
 
     return view.layer(layer).output_hook(what), ablate_sublayer
@@ -97,9 +97,11 @@ def _ffn_hook(
     view: ModelView, layer: int, chosen: Sequence[Sequence[Component]], mode: Mode, position: int | None
 ) -> Hook:
     n_neurons = view.layer(layer).ffn().W_out.shape[0]
-    mask = torch.zeros(len(chosen), 1, n_neurons, dtype=torch.bool)
-    for row, found in enumerate(chosen):
-        mask[row, 0, [component.neuron for component in found]] = True
+    masks: dict[int | None, Tensor] = {}
+    for at, rows in _by_place(chosen).items():
+        masks[at] = torch.zeros(len(rows), 1, n_neurons, dtype=torch.bool)
+        for row, found in enumerate(rows):
+            masks[at][row, 0, [component.neuron for component in found]] = True
 
     def ablate_neurons(value: Tensor, hook: Any) -> Tensor:
         if value.shape[-1] != n_neurons:
@@ -107,7 +109,7 @@ def _ffn_hook(
                 f"{view.name}: layer {layer} passes {value.shape[-1]} coefficients for {n_neurons} FFN neurons, so "
                 "they cannot be ablated one by one; whole sublayers still can."
             )
-        where = _where(mask, value, position, 1)
+        where = _anywhere(masks, value, position, 1)
         return _replaced(value, where, mode.replacement(value, (layer, "post", None)))
 
     return view.layer(layer).hook("mlp.hook_post"), ablate_neurons
@@ -119,22 +121,32 @@ def _head_hooks(
     """Heads and attention neurons of one layer."""
     n_heads, d_head, _ = view.layer(layer).attention().W_O.shape
     nothing = torch.zeros(len(chosen), 1, n_heads, d_head, dtype=torch.bool)
-    whole, by_source = nothing.clone(), dict[int, Tensor]()
+    whole, by_source = dict[int | None, Tensor](), dict[tuple[int, int | None], Tensor]()
     for row, found in enumerate(chosen):
         for component in found:
-            p = component.position
-            mask = whole if p is None else by_source.setdefault(p, nothing.clone())
+            p, at = component.position, component.at
+            mask = (
+                whole.setdefault(at, nothing.clone()) if p is None else by_source.setdefault((p, at), nothing.clone())
+            )
             mask[row, 0, component.head, slice(None) if component.dim is None else component.dim] = True
-    # What is ablated whole is not taken out once more, source by source.
-    sources = {p: left for p, mask in sorted(by_source.items()) if (left := mask & ~whole).any()}
+    # What is ablated whole, or wherever it is added, is not ablated once more source by source or place by place.
+    everywhere = whole.get(None, nothing)
+    sources: dict[tuple[int, int | None], Tensor] = {}
+    for (p, at), mask in by_source.items():
+        left = mask & ~everywhere & ~whole.get(at, nothing)
+        if at is not None:
+            left &= ~by_source.get((p, None), nothing)
+        if left.any():
+            sources[p, at] = left
     block = view.layer(layer)
 
     def ablate_heads(value: Tensor, hook: Any) -> Tensor:
         z = value.reshape(*value.shape[:-2], n_heads, d_head)  # however the model split it
-        return _replaced(z, _where(whole, z, position, 2), mode.replacement(z, (layer, "z", None))).reshape(value.shape)
+        where = _anywhere(whole, z, position, 2)
+        return _replaced(z, where, mode.replacement(z, (layer, "z", None))).reshape(value.shape)
 
     hooks = dict(_source_hooks(view, layer, sources, mode, position)) if sources else {}
-    if whole.any():
+    if whole:
         at_z = block.hook("attn.hook_z")
         hooks[at_z] = _one_after_another(hooks[at_z], ablate_heads) if at_z in hooks else ablate_heads
     return list(hooks.items())
@@ -143,24 +155,23 @@ def _head_hooks(
 def _source_hooks(
     view: ModelView,
     layer: int,
-    sources: Mapping[int, Bool[Tensor, "row 1 head d_head"]],
+    sources: Mapping[tuple[int, int | None], Bool[Tensor, "row 1 head d_head"]],
     mode: Mode,
     position: int | None,
 ) -> list[Hook]:
-    """Heads and attention neurons at source positions, which are the keys of `sources`."""
+    """Heads and attention neurons at source positions and places, which are the keys of `sources`."""
     block, attention = view.layer(layer), view.layer(layer).attention()
     n_heads, d_head, _ = attention.W_O.shape
     own_values = attention.W_V is not None and attention.W_V.shape[0] == n_heads
-    if own_values and position is None and mode.means is None:
+    if own_values and position is None and mode.means is None and all(at is None for _, at in sources):
         # z is linear in v: for all queries at once the value itself can be scaled, whatever the pattern.
         n_values: list[int] = []
 
         def scale_values(values: Tensor, hook: Any) -> Tensor:
             n_values[:] = [values.shape[-3]]
             values = block.values_by_source(values, values.shape[-3])
-            for p, mask in sources.items():
-                at = resolve_index(p, values.shape[-3], "source position")
-                where = _where(mask, values, at, 2)
+            for (p, _), mask in sources.items():
+                where = _where(mask, values, resolve_index(p, values.shape[-3], "source position"), 2)
                 values = _replaced(values, where, mode.replacement(values, (layer, "z", p)))
             return values
 
@@ -196,11 +207,11 @@ def _source_hooks(
         z = value.reshape(*value.shape[:-2], n_heads, d_head)
         _require_recorded(view, layer, z, pattern, values, heads)
         total = z.to(torch.promote_types(z.dtype, pattern.dtype))
-        for p, mask in sources.items():
-            at = resolve_index(p, values.shape[-3], "source position")
-            share = pattern[..., at].transpose(-1, -2)[..., None] * values[..., at, :, :].unsqueeze(-3)
+        for (p, at), mask in sources.items():
+            source = resolve_index(p, values.shape[-3], "source position")
+            share = pattern[..., source].transpose(-1, -2)[..., None] * values[..., source, :, :].unsqueeze(-3)
             changed = total + mode.replacement(share, (layer, "z", p)) - share
-            total = _replaced(total, _where(mask, total, position, 2), changed)
+            total = _replaced(total, _where(mask, total, position if at is None else at, 2), changed)
         return total.to(z.dtype).reshape(value.shape)
 
     return [
@@ -227,6 +238,20 @@ def _require_recorded(
             f"{error:.2g}), so no source position's share can be taken out; if other hooks are in use, list those that "
             "edit values or the pattern before the ablation's, and those that edit z after them."
         )
+
+
+def _by_place(chosen: Sequence[Sequence[Component]]) -> dict[int | None, list[list[Component]]]:
+    """Sets of components by where they are ablated: None for those that the label does not place."""
+    places = {component.at for row in chosen for component in row}
+    return {at: [[component for component in row if component.at == at] for row in chosen] for at in places}
+
+
+def _anywhere(
+    masks: Mapping[int | None, Bool[Tensor, "row 1 *rest"]], value: Tensor, position: int | None, axes: int
+) -> Bool[Tensor, "..."]:
+    """The mask of what to replace at any of some places; None is the ablation's own position, or everywhere."""
+    wheres = [_where(mask, value, position if at is None else at, axes) for at, mask in masks.items()]
+    return torch.stack(wheres).any(0)
 
 
 def _where(mask: Bool[Tensor, "row 1 *rest"], value: Tensor, position: int | None, axes: int) -> Bool[Tensor, "..."]:

@@ -25,6 +25,8 @@ def component_of(run: Run, label: str) -> Component:
     component = parse_label(label)
     with _naming(label):
         run.view.layer(component.layer).require(component)
+        if component.at is not None and not component.at < run.n_positions:
+            raise ValueError(f"position {component.at} is not below {run.n_positions}")
     return component
 
 
@@ -48,6 +50,7 @@ def written(run: Run, label: str) -> Float[Tensor, " d_model"]:
         ValueError: if there is no such component.
     """
     component = component_of(run, label)
+    run = run if component.at is None else run.at(component.at)
     with _naming(label):
         parts = run.parts(run.site(component.layer, component.sublayer), component.unit)
         return parts.written(component, run.view.device)
@@ -122,6 +125,9 @@ def _gathered(run: Run, labels: Sequence[str]) -> Iterator[tuple[Parts, Int[Tens
     """Labels gathered by sublayer and unit: the parts, which of them are named, and the numbers of their labels."""
     groups: dict[tuple[int, str, str], list[int]] = defaultdict(list)
     components = [component_of(run, label) for label in labels]
+    for label, component in zip(labels, components, strict=True):
+        if component.at not in (None, run.position):
+            raise ValueError(f"{label!r} is added at another position than this trace's, which is {run.position}.")
     for number, component in enumerate(components):
         groups[component.layer, component.sublayer, component.unit].append(number)
     for numbers in groups.values():

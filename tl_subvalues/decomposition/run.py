@@ -122,6 +122,11 @@ class Run:
         other.position = position
         return other
 
+    @property
+    def n_positions(self) -> int:
+        """Number of the prompt's positions."""
+        return self.activations.batch_and_positions[1]
+
     @cached_property
     def sites(self) -> list[Site]:
         """All sublayers, in order of computation."""

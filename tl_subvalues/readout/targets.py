@@ -64,7 +64,7 @@ class Target:
 
     def report(self, value: Float[Tensor, "*rest"]) -> dict[str, Float[Tensor, "*rest"]]:
         """The measure by the names that tables have for it."""
-        return {"prob": value.exp(), "log_prob": value}
+        return {"log_prob": value, "prob": value.exp()}
 
     def increases(
         self, increase: Float[Tensor, "*rest"], base: Float[Tensor, "*#rest"]

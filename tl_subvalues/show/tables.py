@@ -112,7 +112,8 @@ def curve_table(curves: Sequence[tuple[Target, Curve]]) -> pd.DataFrame:
     columns: dict[str, Any] = {"step": np.arange(len(labels)), "label": labels}
     for target, curve in curves:
         columns |= {name: values.numpy() for name, values in target.report(curve.measured.cpu().double()).items()}
-    return pd.DataFrame(columns)
+    first = ["step", "label", "prob", "log_prob"]
+    return pd.DataFrame(columns)[[*first, *(name for name in columns if name not in first)]]
 
 
 def coefficients_in(table: Any) -> list[float] | None:

@@ -45,7 +45,8 @@ def activation_scores(run: Run, label: str, by: By) -> ActivationScores:
     """
     if by not in get_args(By):
         raise ValueError(f"by is 'sublayer', 'head', 'head_position' or 'ffn_neuron', got {by!r}.")
-    readers = readers_of(run, [component_of(run, label)])
+    component = component_of(run, label)
+    readers = readers_of(run if component.at is None else run.at(component.at), [component])
     read = {"gate": readers.gate, "up": readers.up, "score": readers.keys}
     keys = {name: subkeys for name, subkeys in read.items() if subkeys is not None}
     covectors = torch.cat([subkeys.covectors for subkeys in keys.values()])
