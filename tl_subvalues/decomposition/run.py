@@ -173,16 +173,22 @@ class Run:
 
     def bias(self, site: Site) -> Float[Tensor, " d_model"]:
         """The constant part of what a sublayer adds: what its heads or neurons leave of its output."""
-        layer = self.view.layer(site.layer)
-        if site.sublayer == "attn":
-            passage, bias = layer.attention().passage, layer.attention().b_O
-        elif (mixture := layer.mixture()) is not None:
-            routed = self._routed(site.layer)
+        return self.biases(site.layer, site.sublayer, slice(self.position, self.position + 1))[0]
+
+    def biases(self, layer: int, sublayer: str, positions: slice) -> Float[Tensor, "pos d_model"]:
+        """The constant parts of what a sublayer adds at several positions."""
+        block = self.view.layer(layer)
+        constant = torch.zeros_like(self.activations.output(layer, sublayer, positions)[0])
+        if sublayer == "attn":
+            passage, bias = block.attention().passage, block.attention().b_O
+        elif (mixture := block.mixture()) is not None:
+            routed = self.activations.experts(layer, positions)
             passage, bias = mixture.passage, None if routed.bias is None else routed.bias[0]
         else:
-            passage, bias = layer.ffn().passage, layer.ffn().b_out
-        constant = torch.zeros_like(site.output) if bias is None else bias.to(site.output)
-        return passage.carry_bias(constant, self._post_scale(site.layer, site.sublayer))
+            passage, bias = block.ffn().passage, block.ffn().b_out
+        constant = constant if bias is None else constant + bias.to(constant)
+        scale = self.activations.post_scale(layer, sublayer, positions)
+        return passage.carry_bias(constant, None if scale is None else scale[0])
 
     def parts(self, site: Site, unit: Unit) -> Parts:
         """The parts of one site.

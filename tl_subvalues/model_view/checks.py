@@ -111,8 +111,8 @@ def check_final_scale(view: ModelView, activations: Activations, position: int) 
         )
 
 
-def check_values(view: ModelView, layer: int, activations: Activations, position: int) -> None:
-    """Check that what we read of a layer's value weights and norm gives its values.
+def check_values(view: ModelView, layer: int, activations: Activations, positions: Positions) -> None:
+    """Check that what we read of a layer's value weights and norm gives its values at some positions.
 
     Raises:
         UnsupportedModelError: if it does not, or if the weights cannot be read.
@@ -126,8 +126,8 @@ def check_values(view: ModelView, layer: int, activations: Activations, position
             f"{view.name}: layer {layer} {why}, so the activation scores of its attention neurons cannot be made; its "
             "subvalues still can."
         )
-    computed = attention.values_of(activations.residual(layer, "attn", position))
-    seen = activations.values(layer)[:, position]
+    computed = attention.values_of(activations.residual(layer, "attn", positions).flatten(0, -2))
+    seen = activations.values(layer)[:, positions].reshape(computed.shape)
     check_coefficients(view, layer, "its value weights do not give its values", computed, seen)
 
 

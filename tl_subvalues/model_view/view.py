@@ -83,7 +83,7 @@ class ModelView:
         parameter, buffer = next(unembed.parameters(), None), next(unembed.buffers(), None)
         there = normed if parameter is None else normed.to(parameter)
         logits: Tensor = unembed(there if parameter is not None or buffer is None else normed.to(buffer.device))
-        return logits.detach().to(normed)
+        return logits.to(normed)
 
     @property
     def device(self) -> torch.device:

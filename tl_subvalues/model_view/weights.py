@@ -51,6 +51,25 @@ class Attention:
             values = values + self.b_V.to(x)
         return by_query_head(values, self.n_heads)
 
+    def read_back(
+        self, covectors: Float[Tensor, "k key head d_head"], x: Float[Tensor, "key d_model"]
+    ) -> tuple[Float[Tensor, "k key d_model"], Float[Tensor, " k"]]:
+        """Covectors of x, the norm's scale held at x, from those of the values; and what bias terms add to the values.
+
+        With grouped queries, the covectors of heads that share values are added up.
+        """
+        assert self.W_V is not None
+        shared = einops.reduce(covectors, "k key (kv group) dim -> k key kv dim", "sum", kv=len(self.W_V))
+        read = einops.einsum(shared, self.W_V.to(x), "k key kv dim, kv d dim -> k key d")
+        bias = covectors.new_zeros(len(covectors))
+        if self.b_V is not None:
+            bias = bias + (shared * self.b_V.to(x)).sum((1, 2, 3))
+        if self.norm is None:
+            return read, bias
+        if self.norm.bias is not None:
+            bias = bias + (read @ self.norm.bias.to(x)).sum(1)
+        return self.norm.transposed(read, self.norm.scale(x)), bias
+
 
 @dataclass(frozen=True)
 class FFN:

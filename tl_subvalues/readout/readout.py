@@ -19,6 +19,7 @@ from tl_subvalues.model_view import Activations, ModelView, ReadoutPieces, view_
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax, log_softmax
 from tl_subvalues.readout.measures import Vocabulary
+from tl_subvalues.readout.targets import Target
 
 Scale = Literal["frozen", "recomputed"]
 
@@ -160,6 +161,17 @@ class Readout:
             raise ValueError(
                 f"token id {token!r} is outside the vocabulary, whose ids run from 0 to {self.d_vocab - 1}."
             )
+
+    def gradient(self, target: Target, residual: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+        """Gradient of a target's measure with respect to the residual stream, the final norm's scale held at its own.
+
+        log p(w): u_w − E_p u, led back through the norm; of several words, their mean column under the distribution.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            normed = self.normed(residual).clone().requires_grad_()
+            log_probs = self._over_words([log_softmax(softmax.logits(normed)) for softmax in self.softmaxes])
+            (gradient,) = torch.autograd.grad(target.value(log_probs), normed)
+        return self.pulled_back(gradient, self.scale_at(self.cast(residual)))
 
     # What follows serves what is read at many places: the two halves of the readout, before and after the norm.
 

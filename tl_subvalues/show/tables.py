@@ -1,6 +1,6 @@
 """Rankings as pandas tables, with the labels and columns that each kind of part has."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from tl_subvalues.importance.curve import Curve
 from tl_subvalues.labels import Unit, labels_in, labels_of, parse_label, require_different
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.activation import ActivationScores
+from tl_subvalues.upstream.effects import Effects
 from tl_subvalues.upstream.query import QueryScores
 from tl_subvalues.words.vocabulary import Words
 
@@ -22,6 +23,7 @@ COLUMNS: dict[Unit, list[str]] = {
     "ffn_neuron": ["layer", "expert", "neuron", "coefficient"],
 }
 
+_NO_COLUMNS = ("total", "direct", "at", "place", "expert")
 _DTYPES: dict[str, Any] = {
     **dict.fromkeys(("layer", "head", "dim", "position", "expert", "neuron"), np.int64),
     **dict.fromkeys(("sublayer", "token"), object),
@@ -85,6 +87,43 @@ def activation_table(label: str, by: str, scores: ActivationScores) -> pd.DataFr
     negative = bool(table["score"].sum() < 0)
     table = table.sort_values("score", ascending=negative, kind="stable", ignore_index=True)
     table.attrs = {"neuron": label, "by": by, "sums_to": scores.sums_to, "position": scores.position}
+    return table
+
+
+def effect_table(effects: Effects, tokens: Sequence[str], sinks: Collection[int]) -> pd.DataFrame:
+    """One row a component at a position: label, what tells it apart, coefficient, direct and total effect, sink.
+
+    `position` is where a component is added to the residual stream; of a head at a source position and of its neurons
+    it is what they read, and `destination` where they add. Bias terms are summed over all positions.
+    """
+    rows, unit = effects.rows, effects.unit
+    if unit == "embedding":
+        at = rows["at"].tolist()
+        labels = [name if p < 0 else f"{name}@{p}" for name, p in zip(effects.names, at, strict=True)]
+        position = pd.Series(at, dtype="Int64")
+        columns: dict[str, Any] = {"position": position.where(position >= 0)}
+        read = at
+    else:
+        numbers = {name: values.tolist() for name, values in rows.items() if name not in ("total", "direct")}
+        if "expert" in numbers:
+            numbers["expert"] = [None if expert < 0 else expert for expert in numbers["expert"]]
+        labels = labels_of(unit, {**numbers, "sublayer": effects.names})
+        columns = {"sublayer": effects.names, **{name: rows[name].numpy() for name in rows if name not in _NO_COLUMNS}}
+        if "expert" in numbers:
+            columns["expert"] = pd.array(numbers["expert"], dtype="Int64")
+        read = numbers.get("position", numbers["at"])
+        columns["position"] = read
+        if "position" in numbers:
+            columns["destination"] = numbers["at"]
+    own = ["layer"] if unit == "embedding" else COLUMNS[unit]
+    shown = [name for name in dict.fromkeys([*own, "position", "destination"]) if name in columns]
+    table = pd.DataFrame({"label": labels, **{name: columns[name] for name in shown if name != "coefficient"}})
+    table["token"] = [tokens[p] if p >= 0 else "" for p in read]
+    if "coefficient" in columns:
+        table["coefficient"] = columns["coefficient"].astype(np.float64)
+    table["direct_effect"], table["total_effect"] = rows["direct"].double().numpy(), rows["total"].double().numpy()
+    table["sink"] = [p in sinks for p in read]
+    table.attrs = {"score": effects.score, "direct_left_out": effects.score - float(table["direct_effect"].sum())}
     return table
 
 

@@ -26,13 +26,16 @@ from tl_subvalues.show.tables import (
     activation_table,
     coefficients_in,
     curve_table,
+    effect_table,
     query_table,
     ranked_table,
     value_neurons_in,
     vocabulary_table,
 )
 from tl_subvalues.upstream.activation import By, activation_scores
+from tl_subvalues.upstream.effects import EffectPositions, EffectRule, EffectUnit, Wanted, effects_of
 from tl_subvalues.upstream.query import query_scores
+from tl_subvalues.upstream.sinks import sinks
 from tl_subvalues.words.vocabulary import vocabulary
 
 
@@ -193,6 +196,54 @@ class Trace:
         See `query_layers`.
         """
         return self._queries("ffn_neuron", values, top)
+
+    @no_autocast_no_grad
+    def effects(
+        self,
+        unit: EffectUnit = "ffn_neuron",
+        *,
+        top: int | None = 300,
+        positions: EffectPositions = "all",
+        rule: EffectRule = "gradient",
+        largest: bool | None = None,
+    ) -> pd.DataFrame:
+        """What parts do through the rest of the model: direct_effect beside total_effect, in nats, at all positions.
+
+        A subvalue's increase says what it does at once. Its total effect follows it through all later layers:
+
+        * rule "gradient": its vector times the true gradient of the measure where it is added. It predicts what taking
+          that one part out does (rank correlation 0.96 to 0.99 with ablation on SmolLM2-135M, positions that are no
+          attention sinks) and adds up to nothing.
+        * rules "frozen" and "half": with this run's attention patterns, norms' scales and gates held ("half": half of a
+          gated neuron's effect through its gate). What the output consists of: the effects of embeddings and bias terms
+          (unit "embedding") add up to `attrs["score"]`, ⟨x_final, γ_final⟩. They predict ablation worse (0.5 to 0.9).
+
+        The direct effect is ⟨what it adds, γ_final⟩ at the trace's position and 0 elsewhere, γ_final the gradient with
+        respect to the final residual stream, its norm's scale held. All direct effects add up to the score;
+        `attrs["direct_left_out"]` is the score less the rows'.
+
+        Args:
+            unit: "sublayer", "head", "head_position", "attn_neuron", "ffn_neuron", or "embedding".
+            top: how many rows; None is all.
+            positions: "all", or "last" for what is added at the trace's own position.
+            rule: which question is asked.
+            largest: None orders by |total_effect|, True has the most positive first, False the most negative.
+
+        Returns:
+            label (such as L11N1229@0, L11H2@1>3), layer, …, position, token, coefficient where there is one,
+            direct_effect, total_effect, and `sink`: whether the position is an attention sink, whose parts have large
+            effects through norms and patterns that ablations do not bear out.
+
+        Raises:
+            UnsupportedModelError: naming a layer that nothing can be led back through.
+            ValueError: for an unknown unit, rule or positions.
+        """
+        self.run.require_unchanged()
+        wanted = Wanted(unit, rule, positions, require_top(top), largest)
+        final = self.run.activations.final_residual(self.position)[0]
+        gamma = self.readout.gradient(self.target, final)
+        effects = effects_of(self.run, self.tokens, self.target, gamma, wanted)
+        return effect_table(effects, self.str_tokens, sinks(self.run))
 
     @no_autocast_no_grad
     def curve(self, table: Any) -> pd.DataFrame:

@@ -1,4 +1,4 @@
-"""What switched a part on: subkeys, the scores of earlier components, and the query neurons that feed many at once.
+"""The query side, covectors times what was added before: what switched a part on, what fed it, what it did in the end.
 
-May import numerics, the model view and the decomposition.
+May import numerics, the model view, the readout and the decomposition.
 """

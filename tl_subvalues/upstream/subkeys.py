@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.decomposition.run import Run
-from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import Component
 from tl_subvalues.model_view import FFN, MixtureOfExperts, check_coefficients, check_values
 from tl_subvalues.numerics.norms import Norm
+from tl_subvalues.upstream.projections import require_readable
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,7 @@ def readers_of(run: Run, components: Sequence[Component]) -> Readers:
 
 def _ffn_readers(run: Run, layer: int, ffn: FFN, neurons: Int[Tensor, " neuron"]) -> Readers:
     """Neurons of a dense FFN."""
-    if not ffn.readable:
-        raise UnsupportedModelError(
-            f"{run.view.name}: layer {layer} hides its FFN's input weights or its activation function, so its "
-            "activation scores cannot be made; its subvalues still can."
-        )
+    require_readable(run, layer, ffn)
     assert ffn.W_in is not None
     assert ffn.activation is not None
     x = run.read(layer, "mlp")
