@@ -133,20 +133,21 @@ def whole(run: Run, layer: int, sublayer: str, n: int) -> WholeEverywhere:
     return WholeEverywhere(run.activations.output(layer, sublayer)[0, :n])
 
 
-def heads(run: Run, layer: int, n: int) -> HeadsEverywhere:
-    """An attention sublayer at the first n positions.
+def heads(run: Run, layer: int, n: int, sources: bool = True) -> HeadsEverywhere:
+    """An attention sublayer at the first n positions; with what its heads read from each source position, or without.
 
     Raises:
         UnsupportedModelError: if its heads, or what they read from source positions, cannot be told apart.
     """
     attention, activations = run.view.layer(layer).attention(), run.activations
-    check_sources(run.view, activations, layer, slice(n))
+    if sources:
+        check_sources(run.view, activations, layer, slice(n))
     scale = activations.post_scale(layer, "attn")
     z = activations.z(layer)[0, :n]
     return HeadsEverywhere(
         z=z.reshape(n, attention.n_heads, attention.d_head),
-        pattern=activations.pattern(layer)[0, :, :n, :n],
-        values=activations.values(layer)[0, :n],
+        pattern=activations.pattern(layer)[0, :, :n, :n] if sources else z.new_zeros(attention.n_heads, n, 0),
+        values=activations.values(layer)[0, :n] if sources else z.new_zeros(0, attention.n_heads, attention.d_head),
         W_O=attention.W_O,
         passage=attention.passage,
         scale=None if scale is None else scale[0, :n],
@@ -179,7 +180,9 @@ def parts_everywhere(run: Run, layer: int, sublayer: str, unit: Unit, n: int) ->
     """A sublayer's parts of one unit at the first n positions."""
     if unit == "sublayer":
         return [whole(run, layer, sublayer, n)]
-    return [heads(run, layer, n)] if sublayer == "attn" else [*neurons(run, layer, n)]
+    if sublayer == "attn":
+        return [heads(run, layer, n, sources=unit != "head")]
+    return [*neurons(run, layer, n)]
 
 
 def first_positions(run: Run) -> int:

@@ -18,7 +18,7 @@ class Covectors:
     sublayer: str
     output: Float[Tensor, "n pos d_model"]  # of what enters the residual stream
     # The same in the sublayer's own space: of z, of the coefficients, of each expert's; none of a mixer.
-    inner: tuple[Float[Tensor, "n pos *inner"], ...]
+    inner: tuple[Float[Tensor, "n pos ..."], ...]
     bias: Float[Tensor, " n"] | None = None  # what the bias terms on the way through the sublayer add, where known
 
 

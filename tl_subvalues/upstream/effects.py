@@ -176,6 +176,9 @@ class _Made:
             rows["coefficient"] = m.flatten()[best]
         if expert is not None:
             rows["expert"] = torch.full_like(best, expert)
+        if "position" in rows:  # what comes after its reader is not there
+            there = (rows["position"] <= rows["at"]) | (rows["total"] != 0)
+            rows = {name: values[there] for name, values in rows.items()}
         return {name: values.cpu() for name, values in rows.items()}
 
     def check_sum(self) -> None:
