@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 import transformers
@@ -22,19 +21,16 @@ import transformers
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests")]
 
-import conftest  # noqa: E402, F401 (no network, one thread)
 import models_page  # noqa: E402
-import test_more_families as further  # noqa: E402
-import test_refusals  # noqa: E402
-import zoo  # noqa: E402
+from helpers import surroundings, zoo  # noqa: E402, F401 (no network, one thread)
+from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSED  # noqa: E402
 from models_page import NATS, OTHER_MODEL, SUMS  # noqa: E402
 
 import tl_subvalues as tlsv  # noqa: E402
 from tl_subvalues.model_view import host  # noqa: E402
 
 TARGET = 17
-FURTHER = {**further.EXACT, **further.HEADS_ONLY}
-# The others of tests/test_more_families.py are dense.
+# The other further families are dense.
 FURTHER_GROUPS = {
     **dict.fromkeys(("deepseek_v2_lite", "olmoe_unnormed", "afmoe", "laguna"), "mixtures"),
     "qwen3_5": "hybrids",
@@ -58,12 +54,10 @@ def families() -> dict[str, dict[str, tuple[str, Boot]]]:
         groups[group] = {
             name: (spec[2], functools.partial(loaded, name)) for name, spec in members.items() if known(spec[0])
         }
-    for name, spec in FURTHER.items():
+    for name, spec in {**FURTHER, **FURTHER_HEADS_ONLY, **FURTHER_REFUSED}.items():
         if known(spec[0]):
-            groups[FURTHER_GROUPS.get(name, "dense")][name] = spec[2], functools.partial(further_loaded, name, spec)
-    for name, more in further.REFUSED.items():
-        if known(more[0]):
-            groups["refused"][name] = more[2], functools.partial(further_loaded, name, more[:3])
+            group = "refused" if name in FURTHER_REFUSED else FURTHER_GROUPS.get(name, "dense")
+            groups[group][name] = spec[2], functools.partial(loaded, name)
     for name in ENCODER_DECODERS if host.bridge_class() is not None else ():
         groups["refused"][name.lower()] = f"{name}ForConditionalGeneration", functools.partial(both_halves, name)
     if host.hooked_class() is not None:
@@ -92,15 +86,9 @@ def loaded(name: str, compatibility: bool) -> tuple[Any, Any]:
     return zoo.bridge(name, compatibility=compatibility), zoo.hf_model(name)
 
 
-def further_loaded(name: str, spec: Any, compatibility: bool) -> tuple[Any, Any]:
-    """The same for one that the zoo does not have."""
-    with mock.patch.dict(zoo.REFUSED, {name: spec}):
-        return loaded(name, compatibility)
-
-
 def both_halves(name: str, compatibility: bool) -> tuple[Any, Any]:
     """An encoder-decoder as a bridge."""
-    model = test_refusals.encoder_decoder(name)
+    model = zoo.encoder_decoder(name)
     if compatibility:
         model.enable_compatibility_mode()
     return model, None

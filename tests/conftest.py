@@ -1,19 +1,8 @@
-"""Settings and fixtures of all tests: no network, little noise, one prompt."""
-
-import os
-
-os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+"""Fixtures of all tests, and which tests a release of TransformerLens cannot run."""
 
 import pytest
 import torch
-import transformers
-import zoo
-
-torch.set_num_threads(1)  # the models are tiny
-transformers.logging.set_verbosity_error()
-transformers.utils.logging.disable_progress_bar()
+from helpers import surroundings, zoo  # noqa: F401 (no network, one thread)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

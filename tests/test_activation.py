@@ -6,8 +6,8 @@ from typing import Any
 import jaxtyping
 import pytest
 import torch
-import zoo
-from brute_force import PARALLEL, BruteForce, FrozenNorm, LinearMap
+from helpers import zoo
+from helpers.brute_force import PARALLEL, BruteForce, FrozenNorm, LinearMap
 
 import tl_subvalues as tlsv
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import zoo
+from helpers import zoo
 
 import tl_subvalues as tlsv
 

@@ -5,9 +5,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import baevski18_reference as fairseq
 import pytest
 import torch
+from helpers import baevski18_reference as fairseq
 from torch import Tensor
 
 import tl_subvalues as tlsv

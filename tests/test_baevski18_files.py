@@ -14,9 +14,9 @@ from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from typing import Any
 
-import baevski18_reference as fairseq
 import pytest
 import torch
+from helpers import baevski18_reference as fairseq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

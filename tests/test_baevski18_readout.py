@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import baevski18_reference as fairseq
 import pandas as pd
 import pytest
 import torch
-import zoo
+from helpers import baevski18_reference as fairseq
+from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
@@ -218,7 +218,7 @@ def test_the_vocabulary_goes_across_the_bands(made):
 
 def test_a_model_with_one_softmax_has_no_bands(tokens):
     """The column is for models that have them."""
-    import zoo
+    from helpers import zoo
 
     assert "band" not in tlsv.trace(zoo.model("llama"), tokens, 5).vocabulary("L0N1")
 

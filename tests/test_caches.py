@@ -5,7 +5,7 @@ import functools
 import pandas as pd
 import pytest
 import torch
-import zoo
+from helpers import zoo
 
 import tl_subvalues as tlsv
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import zoo
+from helpers import zoo
 
 from tl_subvalues.command import cli
 

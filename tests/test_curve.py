@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-import zoo
-from brute_force import BruteForce
+from helpers import zoo
+from helpers.brute_force import BruteForce
 
 import tl_subvalues as tlsv
 

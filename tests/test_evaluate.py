@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import zoo
+from helpers import zoo
+from helpers.facts import SMALL, make_facts
 from torch import Tensor
 
 import tl_subvalues as tlsv
@@ -21,21 +22,7 @@ import tl_subvalues as tlsv
 TESTS = Path(__file__).parent
 
 
-def make_facts(count: int, seed: int = 5) -> pd.DataFrame:
-    """Prompts of three to six words (the tokenizer would find its special words in w0…, w1… and w2…)."""
-    generator = torch.Generator().manual_seed(seed)
-    words = torch.randint(30, 61, (count, 7), generator=generator).tolist()
-    return pd.DataFrame(
-        {
-            "kind": ["even" if i % 2 == 0 else "odd" for i in range(count)],
-            "prompt": [" ".join(f"w{w}" for w in row[: 3 + i % 4]) for i, row in enumerate(words)],
-            "target": [f"w{row[-1]}" for row in words],
-        }
-    )
-
-
 FACTS = make_facts(5)
-SMALL: dict[str, Any] = {"rankings": ["log_prob_increase", "coefficient"], "ks": (3, 10), "prepend_bos": False}
 
 
 @pytest.fixture(scope="module")
@@ -188,10 +175,11 @@ def test_collect_by_hand(model: Any, positions: bool) -> None:
 # Run in a process of its own, to be killed.
 SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
-import conftest, test_evaluate, zoo
+from helpers import surroundings, zoo
 import tl_subvalues as tlsv
-model, facts = zoo.model("llama"), test_evaluate.make_facts(60)
-tlsv.evaluate(model, facts, out={folder!r} + "/evaluate.csv", **test_evaluate.SMALL)
+from helpers.facts import SMALL, make_facts
+model, facts = zoo.model("llama"), make_facts(60)
+tlsv.evaluate(model, facts, out={folder!r} + "/evaluate.csv", **SMALL)
 tlsv.collect(model, facts, top=9, prepend_bos=False, out={folder!r} + "/collect.parquet")
 """
 

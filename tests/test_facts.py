@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-import zoo
+from helpers import zoo
 
 from tl_subvalues.model_view import view_of
 from tl_subvalues.study.facts import check_facts, read_rows

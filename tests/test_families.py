@@ -7,24 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import zoo
-from brute_force import BruteForce
+from helpers import zoo
+from helpers.brute_force import BruteForce
+from helpers.comparison import INCREASE_TOLERANCE, MIDDLE, SUM_TOLERANCE, TARGET, UNITS, relative_error
 
 import tl_subvalues as tlsv
-
-TARGET = 17
-MIDDLE = 3
-UNITS = {
-    "sublayer": lambda t: t.layers(),
-    "head": lambda t: t.heads(top=None),
-    "head_position": lambda t: t.head_positions(top=None),
-    "attn_neuron": lambda t: t.attn_neurons(top=None),
-    "ffn_neuron": lambda t: t.ffn_neurons(top=None),
-}
-# Relative to the largest entry of the whole; 6e-7 is the most that was seen.
-SUM_TOLERANCE = 1e-5
-# In nats, and for probabilities; 2e-5 is the most that was seen, on increases of 117 nats (1e-5 elsewhere).
-INCREASE_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -76,10 +63,6 @@ def case(request: pytest.FixtureRequest, tokens: torch.Tensor) -> Case:
     model = zoo.model(family, compatibility=compatibility) if kind == "bridge" else zoo.hooked(family)
     expected = BruteForce(model, family, tokens, folded=compatibility)
     return Case(model, tokens, expected, model.run_with_cache(tokens)[1])
-
-
-def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
-    return float((found.double() - expected).abs().max() / expected.abs().max())
 
 
 def test_parts_and_bias_sum_to_what_enters_the_residual_stream(case: Case) -> None:

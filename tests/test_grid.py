@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
+from helpers import zoo
+from helpers.comparison import SUM_TOLERANCE, relative_error
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
-from test_families import SUM_TOLERANCE, relative_error
 
 import tl_subvalues as tlsv
 

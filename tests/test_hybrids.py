@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from brute_experts import GATED, BruteForceMixture
-from test_families import INCREASE_TOLERANCE, SUM_TOLERANCE, TARGET, relative_error
+from helpers import zoo
+from helpers.brute_experts import GATED, BruteForceMixture
+from helpers.comparison import INCREASE_TOLERANCE, SUM_TOLERANCE, TARGET, relative_error
 
 import tl_subvalues as tlsv
 

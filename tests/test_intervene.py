@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from brute_force import BruteForce, call
+from helpers import zoo
+from helpers.brute_force import BruteForce, call
 from torch import Tensor
 
 import tl_subvalues as tlsv

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from brute_experts import BruteForceMixture
-from test_families import INCREASE_TOLERANCE, MIDDLE, SUM_TOLERANCE, TARGET, UNITS, relative_error
+from helpers import zoo
+from helpers.brute_experts import BruteForceMixture
+from helpers.comparison import INCREASE_TOLERANCE, MIDDLE, SUM_TOLERANCE, TARGET, UNITS, relative_error
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of

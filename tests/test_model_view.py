@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import zoo
+from helpers import zoo
 
 from tl_subvalues.model_view import view_of
 

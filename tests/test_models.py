@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import zoo
+from helpers import zoo
 
 import tl_subvalues as tlsv
 from tl_subvalues.command import cli

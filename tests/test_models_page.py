@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-import zoo
+from helpers import zoo
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "docs"))
 

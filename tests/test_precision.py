@@ -1,10 +1,9 @@
 """Dtypes, devices and quantised weights: float32 sums whatever the model's dtype, wherever its layers are."""
 
 import pandas as pd
-import placed
 import pytest
 import torch
-import zoo
+from helpers import placed, zoo
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of

@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-import zoo
+from helpers import zoo
 
 import tl_subvalues as tlsv
 from tl_subvalues.upstream import query

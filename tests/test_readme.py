@@ -5,7 +5,7 @@ import shlex
 from pathlib import Path
 
 import pytest
-import readme_blocks
+from helpers import readme_blocks
 
 from tl_subvalues.command import cli
 

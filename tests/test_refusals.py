@@ -4,8 +4,7 @@ import functools
 
 import pytest
 import torch
-import transformers
-import zoo
+from helpers import zoo
 
 import tl_subvalues as tlsv
 from tl_subvalues import UnsupportedModelError
@@ -212,33 +211,10 @@ def test_a_hugging_face_model_is_refused_with_the_way_to_boot_it(tokens):
     assert tlsv.trace(booted, tokens, TARGET)
 
 
-def encoder_decoder(name: str):
-    sizes = {
-        "T5": {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4},
-        "Bart": {"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64}
-        | {
-            f"{side}_{what}": n
-            for side in ("encoder", "decoder")
-            for what, n in (("attention_heads", 4), ("ffn_dim", 48))
-        },
-    }[name]
-    ids = {
-        "vocab_size": zoo.VOCAB,
-        "bos_token_id": 0,
-        "eos_token_id": 1,
-        "pad_token_id": 1,
-        "decoder_start_token_id": 0,
-    }
-    config = getattr(transformers, f"{name}Config")(**sizes, **ids)
-    config.architectures = [f"{name}ForConditionalGeneration"]
-    hf = getattr(transformers, config.architectures[0])._from_config(config, attn_implementation="eager").eval()
-    return zoo.bridge_class().boot_transformers(name.lower(), hf_model=hf, tokenizer=zoo.tokenizer(), device="cpu")
-
-
 @pytest.mark.parametrize("name", ["T5", "Bart"])
 def test_a_model_without_a_list_of_blocks_is_refused(name, tokens):
     """Encoder-decoders have no single residual stream: refused by name, whatever is asked."""
-    model = encoder_decoder(name)
+    model = zoo.encoder_decoder(name)
     message = refusal(model, tokens, UnsupportedModelError)
     assert f"{name}ForConditionalGeneration" in message
     assert "decoder-only" in message

@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-import zoo
+from helpers import zoo
 from rich.console import Console
 
 import tl_subvalues as tlsv

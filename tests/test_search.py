@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 import torch
-import zoo
+from helpers import zoo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
-from brute_force import BruteForce
+from helpers import zoo
+from helpers.brute_force import BruteForce
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

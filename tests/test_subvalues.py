@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-import zoo
+from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv

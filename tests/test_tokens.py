@@ -5,7 +5,7 @@ import pytest
 import tokenizers
 import torch
 import transformers
-import zoo
+from helpers import zoo
 
 import tl_subvalues as tlsv
 

@@ -1,7 +1,7 @@
 """Run the README's Python, block after block in one namespace, where no hub can be reached.
 
 `gpt2` is a tiny random model in a folder of that name, which Hugging Face's loaders prefer to the hub.
-Used by test_readme.py, and on its own (python readme_blocks.py README.md) beside an installed wheel.
+Used by test_readme.py, and on its own beside an installed wheel: python tests/helpers/readme_blocks.py README.md.
 """
 
 import re
@@ -35,7 +35,7 @@ def make_tiny_gpt2(folder: Path) -> None:
 
 def make_tiny_baevski18(folder: Path) -> None:
     """fairseq's tiny checkpoint under the published archive's name."""
-    data = Path(__file__).parent / "data" / "baevski18"
+    data = Path(__file__).parents[1] / "data" / "baevski18"
     folder.mkdir()
     shutil.copyfile(data / "tiny_fairseq_args.pt", folder / "model.pt")
     shutil.copyfile(data / "dict.txt", folder / "dict.txt")

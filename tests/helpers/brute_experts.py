@@ -7,8 +7,9 @@ import re
 from typing import Any
 
 import torch
-from brute_force import PARALLEL, BruteForce, call
 from torch import Tensor
+
+from helpers.brute_force import PARALLEL, BruteForce, call
 
 # Families whose experts are stored [in, out] instead of [out, in]; those that have gate and up projections in turn.
 IN_OUT = {"gpt_oss", "llama4"}

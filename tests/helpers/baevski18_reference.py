@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-DATA = Path(__file__).parent / "data" / "baevski18"
+DATA = Path(__file__).parents[1] / "data" / "baevski18"
 STYLES = ("args", "cfg", "args2019")
 PAD = 1
 

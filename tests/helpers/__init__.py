@@ -1,0 +1,7 @@
+"""What the tests share: tiny models, references that share no code with the package, tolerances.
+
+`families` and `further_families` list configurations, `zoo` makes models of them. `brute_force`, `brute_experts` and
+`baevski18_reference` compute a second time, from first principles, what the package computes; `comparison` says how
+close the two must be. `placed` pretends devices, `facts` draws prompts and targets, `readme_blocks` runs a page's
+Python. No test file imports another: what two need is here.
+"""
