@@ -6,13 +6,14 @@ from helpers import surroundings, zoo  # noqa: F401 (no network, one thread)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    without_hooked = pytest.mark.skip(reason="this TransformerLens has no HookedTransformer (it left in release 4)")
-    without_bridge = pytest.mark.skip(reason="this TransformerLens takes no architectures from outside (before 3.9)")
+    lacking = {}
+    if not zoo.has_hooked_transformer():
+        lacking["hooked"] = "this TransformerLens has no HookedTransformer (it left in release 4)"
+    if not zoo.has_bridge():
+        lacking["bridge"] = "this TransformerLens takes no architectures from outside (before 3.9)"
     for item in items:
-        if "hooked" in item.keywords and not zoo.has_hooked_transformer():
-            item.add_marker(without_hooked)
-        if "baevski18" in item.nodeid and not zoo.has_bridge():
-            item.add_marker(without_bridge)
+        for marker in lacking.keys() & item.keywords.keys():
+            item.add_marker(pytest.mark.skip(reason=lacking[marker]))
 
 
 @pytest.fixture(scope="session")

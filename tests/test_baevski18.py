@@ -13,6 +13,7 @@ from torch import Tensor
 import tl_subvalues as tlsv
 from tl_subvalues.baevski18 import adaptive, loading, modeling
 
+pytestmark = pytest.mark.bridge
 LOG_PROBS, RESIDUALS = 1e-4, 2e-5
 CASES = ("single", "edges", "sentence", "no_eos_start", "full_length", "batch", "padded", "too_long")
 

@@ -25,6 +25,7 @@ from tl_subvalues.baevski18.checkpoint import read_checkpoint
 from tl_subvalues.baevski18.dictionary import make_tokenizer, read_dictionary
 from tl_subvalues.command import cli
 
+pytestmark = pytest.mark.bridge
 DICTIONARY = fairseq.DATA / "dict.txt"
 
 

@@ -16,6 +16,7 @@ from tl_subvalues.baevski18 import adaptive
 from tl_subvalues.importance.bounds import site_bounds
 from tl_subvalues.numerics import softmax
 
+pytestmark = pytest.mark.bridge
 PROMPT = [2, 9, 33, 58, 12, 4]
 # A word of each band of the default shape, its first and its last where they might be mistaken for a neighbour's.
 TARGETS = (7, 11, 12, 29, 30, 60)

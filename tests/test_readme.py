@@ -24,6 +24,7 @@ def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(namespace["neurons"]) == 5
 
 
+@pytest.mark.bridge
 def test_the_page_on_baevski18_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Python and its commands, on fairseq's tiny checkpoint under the archive's name."""
     page = ROOT / "docs" / "baevski18.md"
