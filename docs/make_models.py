@@ -27,7 +27,7 @@ from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSE
 from models_page import NATS, OTHER_MODEL, SUMS  # noqa: E402
 
 import tl_subvalues as tlsv  # noqa: E402
-from tl_subvalues.model_view import host  # noqa: E402
+from tl_subvalues.model_view import releases  # noqa: E402
 
 TARGET = 17
 # The other further families are dense.
@@ -58,9 +58,9 @@ def families() -> dict[str, dict[str, tuple[str, Boot]]]:
         if known(spec[0]):
             group = "refused" if name in FURTHER_REFUSED else FURTHER_GROUPS.get(name, "dense")
             groups[group][name] = spec[2], functools.partial(loaded, name)
-    for name in ENCODER_DECODERS if host.bridge_class() is not None else ():
+    for name in ENCODER_DECODERS if releases.bridge_class() is not None else ():
         groups["refused"][name.lower()] = f"{name}ForConditionalGeneration", functools.partial(both_halves, name)
-    if host.hooked_class() is not None:
+    if releases.hooked_class() is not None:
         groups["hooked"] = {name: (said(options), hooked(name)) for name, options in zoo.HOOKED.items()}
         options = {**zoo.HOOKED["rotary_gated_grouped"], **EXPERTS}
         groups["hooked"]["mixture_of_experts"] = said(options), hooked("rotary_gated_grouped", **EXPERTS)
@@ -76,12 +76,12 @@ def modes(group: str) -> dict[str, bool]:
     """The modes of a group on the running release, and whether each is compatibility mode."""
     if group == "hooked":
         return {"HookedTransformer": False}
-    return {"from a folder": False} if host.bridge_class() is None else {"raw": False, "compatibility mode": True}
+    return {"from a folder": False} if releases.bridge_class() is None else {"raw": False, "compatibility mode": True}
 
 
 def loaded(name: str, compatibility: bool) -> tuple[Any, Any]:
     """A tiny model of the zoo as a bridge, or from a folder on release 2, and the same of Hugging Face."""
-    if host.bridge_class() is None:
+    if releases.bridge_class() is None:
         return zoo.from_folder(zoo.hf_model(name), name), zoo.hf_model(name)
     return zoo.bridge(name, compatibility=compatibility), zoo.hf_model(name)
 
