@@ -1,11 +1,46 @@
-"""Fixtures of all tests, and which tests a release of TransformerLens cannot run."""
+"""Fixtures of all tests, what a run may leave out, and which tests a release of TransformerLens cannot run.
 
+Nothing heavy is imported at once: the process that hands tests out to others needs none of it (4 s).
+"""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jaxtyping
 import pytest
-import torch
-from helpers import surroundings, zoo  # noqa: F401 (no network, one thread)
+
+import tl_subvalues
+
+PACKAGE = Path(tl_subvalues.__file__).parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    ours = parser.getgroup("tl-subvalues")
+    ours.addoption("--shapes", choices=("all", "hooked"), default="all", help="which tests check shapes and types")
+    ours.addoption("--deprecations", choices=("ignored", "errors"), default="ignored", help="of the host, by our calls")
+
+
+def pytest_collection() -> None:
+    """Before tests are imported, where some will run: no network, one thread."""
+    importlib.import_module("helpers.surroundings")
+
+
+def parameters(item: pytest.Item) -> set[str]:
+    """Names among a test's parameters, alone or in a tuple."""
+    values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    names = [name for value in values for name in (value if isinstance(value, tuple) else (value,))]
+    return {name for name in names if isinstance(name, str)}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what the release lacks; what walks over the families is slow for all but a few of them."""
+    from helpers import zoo
+
+    slow = {*zoo.DENSE, *zoo.MIXTURES, *zoo.HYBRIDS, *zoo.HOOKED} - zoo.QUICK
     lacking = {}
     if not zoo.has_hooked_transformer():
         lacking["hooked"] = "this TransformerLens has no HookedTransformer (it left in release 4)"
@@ -14,9 +49,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         for marker in lacking.keys() & item.keywords.keys():
             item.add_marker(pytest.mark.skip(reason=lacking[marker]))
+        if parameters(item) & slow:
+            item.add_marker(pytest.mark.slow)
+
+
+LISTENING = pytest.StashKey[contextlib.ExitStack]()
+HEARD = pytest.StashKey[list[str]]()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
+    """Before fixtures, so that they are listened to and checked like their tests."""
+    unchecked = item.config.getoption("--shapes") == "hooked" and "hooked" not in item.keywords
+    jaxtyping.config.update("jaxtyping_disable", unchecked)
+    item.stash[LISTENING] = contextlib.ExitStack()
+    if item.config.getoption("--deprecations") == "errors":
+        from helpers.deprecations import heard_below
+
+        item.stash[HEARD] = item.stash[LISTENING].enter_context(heard_below(PACKAGE))
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
+    try:
+        return (yield)
+    finally:
+        item.stash[LISTENING].close()
+        if heard := item.stash.get(HEARD, []):
+            pytest.fail("deprecated by the host:\n" + "\n".join(sorted(set(heard))), pytrace=False)
 
 
 @pytest.fixture(scope="session")
-def tokens() -> torch.Tensor:
+def tokens() -> Any:
     """One prompt of seven random words, [1, pos]; the special words 0, 1, 2 are not among them."""
+    import torch
+
     return torch.randint(3, 61, (1, 7), generator=torch.Generator().manual_seed(20))

@@ -6,6 +6,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+# Of the programs that tests start, notebooks too: where pytest has a process a core, more threads wait for each other
+# (does_it_matter.ipynb: 18 s with one, 101 s with two).
+os.environ["OMP_NUM_THREADS"] = "1"
 
 import torch
 import transformers

@@ -23,6 +23,9 @@ import tl_subvalues as tlsv
 from helpers.families import DENSE, HYBRIDS, MIXTURES, VOCAB
 from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSED, REFUSED
 
+# What `make test-fast` walks over: layer and RMS norms, grouped queries, gates, post-norms, a soft cap, parallel
+# blocks, experts, mixers.
+QUICK = {"gpt2", "llama", "gemma2", "gpt_neox_parallel", "mixtral", "lfm2"}
 FAMILIES = {**DENSE, **MIXTURES, **HYBRIDS, **REFUSED, **FURTHER, **FURTHER_HEADS_ONLY, **FURTHER_REFUSED}
 
 
@@ -222,3 +225,16 @@ def hooked(variant: str, seed: int = 0, **overrides: Any) -> Any:
             noise = torch.randn(parameter.shape, generator=generator) * 0.3
             parameter.copy_(noise + 1.0 if name.endswith(".w") else noise)
     return model
+
+
+def slow(*names: str) -> list[Any]:
+    """Parameters that `make test-fast` leaves out."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
+def every_model() -> list[Any]:
+    """Parameters (name, in compatibility mode): every dense family in both modes, and every HookedTransformer."""
+    modes = ((False, "default"), (True, "compat"))
+    bridges = [pytest.param((family, mode), id=f"{family}-{name}") for family in DENSE for mode, name in modes]
+    hooked = [pytest.param((name, False), id=f"hooked-{name}", marks=pytest.mark.hooked) for name in HOOKED]
+    return bridges + hooked
