@@ -1,5 +1,6 @@
 """Every family that is covered, in every mode: decomposition, readout and importance against brute force."""
 
+import itertools
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -48,19 +49,10 @@ class Case:
         return attn + [(i, "mlp", "ffn") for i in range(2) if self.expected.has(i, "mlp")]
 
 
-def bridges() -> list[Any]:
-    modes = ((False, "default"), (True, "compat"))
-    return [pytest.param(("bridge", f, c), id=f"{f}-{name}") for f in zoo.DENSE for c, name in modes]
-
-
-def hooked() -> list[Any]:
-    return [pytest.param(("hooked", v, False), id=f"hooked-{v}", marks=pytest.mark.hooked) for v in zoo.HOOKED]
-
-
-@pytest.fixture(scope="module", params=bridges() + hooked())
+@pytest.fixture(scope="module", params=zoo.every_model())
 def case(request: pytest.FixtureRequest, tokens: torch.Tensor) -> Case:
-    kind, family, compatibility = request.param
-    model = zoo.model(family, compatibility=compatibility) if kind == "bridge" else zoo.hooked(family)
+    family, compatibility = request.param
+    model = zoo.hooked(family) if family in zoo.HOOKED else zoo.model(family, compatibility=compatibility)
     expected = BruteForce(model, family, tokens, folded=compatibility)
     return Case(model, tokens, expected, model.run_with_cache(tokens)[1])
 
@@ -106,37 +98,40 @@ def promised_order(case: Case, layer: int, kind: str) -> list[str]:
     return [*labels[kind], f"{layer}_attn_bias"]
 
 
-@pytest.mark.parametrize("position", [-1, MIDDLE])
-@pytest.mark.parametrize("scale", ["frozen", "recomputed"])
-def test_increases_equal_brute_force(case: Case, scale: str, position: int) -> None:
+READINGS = [(scale, position) for scale in ("frozen", "recomputed") for position in (-1, MIDDLE)]
+
+
+def test_increases_equal_brute_force(case: Case) -> None:
     """Every table has exactly the right labels, with the log-probability and probability increases of brute force."""
-    for unit in UNITS:
+    for (scale, position), unit in itertools.product(READINGS, UNITS):
+        which = f"{unit}, {scale}, position {position}"
         table = case.table(unit, scale, position)
         expected = case.expected.increases(unit, position % case.expected.n_positions, TARGET, scale)
-        assert sorted(table.label) == sorted(expected)
+        assert sorted(table.label) == sorted(expected), which
         wanted = torch.tensor([expected[label] for label in table.label], dtype=torch.float64).reshape(-1, 2)
         found = torch.tensor(table[["log_prob_increase", "prob_increase"]].to_numpy(dtype=float))
-        assert torch.allclose(found, wanted, rtol=0, atol=INCREASE_TOLERANCE)
+        assert torch.allclose(found, wanted, rtol=0, atol=INCREASE_TOLERANCE), which
         if unit == "sublayer":
-            assert list(table.label) == list(expected)
+            assert list(table.label) == list(expected), which
         else:
-            assert table.log_prob_increase.is_monotonic_decreasing
+            assert table.log_prob_increase.is_monotonic_decreasing, which
 
 
-@pytest.mark.parametrize("scale", ["frozen", "recomputed"])
-@pytest.mark.parametrize("position", [-1, MIDDLE])
-def test_the_final_residual_stream_reads_as_the_models_own_output(case: Case, scale: str, position: int) -> None:
+def test_the_final_residual_stream_reads_as_the_models_own_output(case: Case) -> None:
     """log_prob, prob, rank and the public Readout of the last residual stream are the model's own log-softmax."""
     with torch.no_grad():
-        own = case.model(case.tokens)[0, position].double().log_softmax(-1)
-    trace = case.trace(scale, position)
-    assert trace.log_prob == pytest.approx(float(own[TARGET]), abs=1e-4)
-    assert trace.prob == pytest.approx(float(own[TARGET].exp()), abs=1e-4)
-    assert trace.rank == 1 + int((own > own[TARGET]).sum())
-    frozen = case.cache["ln_final.hook_scale"][0, position] if case.expected.final_norm else 1.0
-    readout = tlsv.Readout(case.model, scale=frozen if scale == "frozen" else scale)
-    final = case.cache[f"blocks.{case.expected.n_layers - 1}.hook_resid_post"][0, position]
-    assert torch.allclose(readout.log_probs(final).double(), own, rtol=0, atol=1e-4)
+        logits = case.model(case.tokens)[0].double()
+    for scale, position in READINGS:
+        which = f"{scale}, position {position}"
+        own = logits[position].log_softmax(-1)
+        trace = case.trace(scale, position)
+        assert trace.log_prob == pytest.approx(float(own[TARGET]), abs=1e-4), which
+        assert trace.prob == pytest.approx(float(own[TARGET].exp()), abs=1e-4), which
+        assert trace.rank == 1 + int((own > own[TARGET]).sum()), which
+        frozen = case.cache["ln_final.hook_scale"][0, position] if case.expected.final_norm else 1.0
+        readout = tlsv.Readout(case.model, scale=frozen if scale == "frozen" else scale)
+        final = case.cache[f"blocks.{case.expected.n_layers - 1}.hook_resid_post"][0, position]
+        assert torch.allclose(readout.log_probs(final).double(), own, rtol=0, atol=1e-4), which
 
 
 def test_a_given_cache_gives_the_same_numbers(case: Case) -> None:

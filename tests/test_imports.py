@@ -8,6 +8,8 @@ import pytest
 
 import tl_subvalues
 
+pytestmark = pytest.mark.any_release
+
 ROOT = Path(tl_subvalues.__file__).parent
 SOURCES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
 # Where TransformerLens is known: the model view, and the two files that make Baevski & Auli's model one of its own.
@@ -154,10 +156,9 @@ def room_of(module: str) -> str:
     return module.removesuffix(".py").partition("/")[0]
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_every_module_has_its_room(name):
+def test_every_module_has_its_room():
     """A module that no rule knows cannot be checked against one."""
-    assert room_of(name) in {*ROOMS, *GROUND, "__init__"}
+    assert [name for name in SOURCES if room_of(name) not in {*ROOMS, *GROUND, "__init__"}] == []
 
 
 def test_rooms_are_floors():
@@ -166,13 +167,13 @@ def test_rooms_are_floors():
     assert all(order.index(other) < order.index(room) for room, others in ROOMS.items() for other in others)
 
 
-@pytest.mark.parametrize("name", [name for name in SOURCES if name != "__init__.py"])
-def test_imports_run_one_way(name):
+def test_imports_run_one_way():
     """A module imports its own room, the ground, and the rooms that its own may."""
-    mine = room_of(name)
-    allowed = GROUND | ({mine} | ROOMS[mine] if mine in ROOMS else set())
-    for other in own_modules(SOURCES[name]):
-        assert room_of(other) in allowed, f"{name} imports {other}"
+    for name in SOURCES.keys() - {"__init__.py"}:
+        mine = room_of(name)
+        allowed = GROUND | ({mine} | ROOMS[mine] if mine in ROOMS else set())
+        for other in own_modules(SOURCES[name]):
+            assert room_of(other) in allowed, f"{name} imports {other}"
 
 
 @pytest.mark.parametrize(("room", "order"), [("model_view", MODEL_VIEW), ("baevski18", BAEVSKI18)])
@@ -184,28 +185,37 @@ def test_two_rooms_are_ordered_inside(room, order):
                 assert other.removeprefix(f"{room}/") in order[: order.index(name)], f"{name} imports {other}"
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_only_the_model_view_knows_transformer_lens(name):
+def test_only_the_model_view_knows_transformer_lens():
     """Outside it nobody imports TransformerLens or names its classes in code (docstrings may)."""
-    assert not [module for module in imported(OUTSIDE[name]) if module.split(".")[0] == "transformer_lens"]
-    assert not names_in_code(OUTSIDE[name]) & FOREIGN_NAMES
+    for name, tree in OUTSIDE.items():
+        assert not [module for module in imported(tree) if module.split(".")[0] == "transformer_lens"], name
+        assert not names_in_code(tree) & FOREIGN_NAMES, name
 
 
-@pytest.mark.parametrize("name", OUTSIDE)
-def test_only_the_model_view_knows_a_releases_attributes(name):
+def test_only_the_model_view_knows_a_releases_attributes():
     """Attributes that depend on class or release are read in one room, by getattr or plainly."""
-    assert not names_in_code(OUTSIDE[name]) & FOREIGN_ATTRIBUTES
+    for name, tree in OUTSIDE.items():
+        assert not names_in_code(tree) & FOREIGN_ATTRIBUTES, name
 
 
 # Rooms whose results are tables.
 TABLES = {"show", "tracing", "study", "command"}
 
 
-@pytest.mark.parametrize("name", SOURCES)
-def test_the_core_is_torch_only(name):
+def test_the_core_is_torch_only():
     """pandas and numpy are for tables: the model view, the readout and the scores work on tensors alone."""
-    found = {module.split(".")[0] for module in imported(SOURCES[name])}
-    assert room_of(name) in TABLES or not found & {"pandas", "numpy", "click", "rich", "matplotlib"}
+    for name, tree in SOURCES.items():
+        found = {module.split(".")[0] for module in imported(tree)}
+        assert room_of(name) in TABLES or not found & {"pandas", "numpy", "click", "rich", "matplotlib"}, name
+
+
+def test_no_test_imports_another():
+    """What two tests need is in tests/helpers."""
+    tests = Path(__file__).parent
+    files = {path.name: ast.parse(path.read_text(encoding="utf-8")) for path in tests.rglob("*.py")}
+    assert len(files) > 40
+    for name, tree in files.items():
+        assert not [module for module in imported(tree) if module.startswith("test_")], name
 
 
 def test_the_checks_see_what_they_are_for():

@@ -157,7 +157,10 @@ class ByHand:
             return self.model(self.tokens).logits.double().log_softmax(-1)
 
 
-@pytest.mark.parametrize(("mode", "position"), [("zero", None), ("zero", -2), (2.5, None), (-1.0, 5)])
+@pytest.mark.parametrize(
+    ("mode", "position"),
+    [("zero", None), (-1.0, 5), *(pytest.param(*of, marks=pytest.mark.slow) for of in (("zero", -2), (2.5, None)))],
+)
 @pytest.mark.parametrize("family", HANDS)
 def test_as_by_hand_on_the_hugging_face_model(
     family: str, mode: str | float, position: int | None, tokens: Tensor
@@ -186,14 +189,6 @@ def test_as_by_hand_on_the_hugging_face_model(
 
 
 # Over all families: the sublayer's output is what the parts that are left give, and the rest of the model follows.
-
-
-def all_models() -> list[Any]:
-    modes = ((False, "default"), (True, "compat"))
-    bridges = [pytest.param(("bridge", f, c), id=f"{f}-{name}") for f in zoo.DENSE for c, name in modes]
-    return bridges + [
-        pytest.param(("hooked", v, False), id=f"hooked-{v}", marks=pytest.mark.hooked) for v in zoo.HOOKED
-    ]
 
 
 def expected_output(
@@ -236,11 +231,11 @@ def keeper(seen: dict[str, Tensor], name: str) -> Callable[..., None]:
     return keep
 
 
-@pytest.mark.parametrize("built", all_models())
-def test_every_family_obeys(built: tuple[str, str, bool], tokens: Tensor) -> None:
+@pytest.mark.parametrize("built", zoo.every_model())
+def test_every_family_obeys(built: tuple[str, bool], tokens: Tensor) -> None:
     """The edit reaches the sublayer's output (its post-norm made anew), the residual stream and the logits."""
-    kind, family, compatibility = built
-    model = zoo.bridge(family, compatibility=compatibility) if kind == "bridge" else zoo.hooked(family)
+    family, compatibility = built
+    model = zoo.hooked(family) if family in zoo.HOOKED else zoo.bridge(family, compatibility=compatibility)
     case = BruteForce(model, family, tokens, folded=compatibility)
     base = case.own_log_probs
     for layer, sublayer, labels, mode, position in (
@@ -256,7 +251,7 @@ def test_every_family_obeys(built: tuple[str, str, bool], tokens: Tensor) -> Non
             continue
         hooks = tlsv.ablation_hooks(model, labels, mode=mode, position=position)
         assert len({name for name, _ in hooks}) == len(hooks)
-        if family in PATTERN_AFTER_Z and kind == "bridge" and position == 4:
+        if family in PATTERN_AFTER_Z and position == 4:
             with pytest.raises(tlsv.UnsupportedModelError, match="only after z"):
                 log_probs(model, tokens, hooks)
             continue
