@@ -232,6 +232,7 @@ def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor
         trace.activations("L1H0D0@2")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
     """Scores are computed in float32; the sum is the model's own to its rounding."""

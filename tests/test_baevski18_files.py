@@ -485,6 +485,7 @@ def command(*arguments: str) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_the_command_converts_and_traces(tmp_path, capsys):
     """convert CHECKPOINT DICT OUT, then trace --model baevski18:OUT; an unknown word is named on standard error."""
     out = tmp_path / "out"

@@ -39,9 +39,9 @@ class Model:
         return float((self.reference.log_probs((x + v)[None]) - self.reference.log_probs(x[None]))[0, target])
 
 
-@pytest.fixture(params=SHAPES)
-def made(request, tmp_path) -> Model:
-    return Model(tmp_path, request.param)
+@pytest.fixture(scope="module", params=["tied", *zoo.slow(*list(SHAPES)[1:])])
+def made(request, tmp_path_factory) -> Model:
+    return Model(tmp_path_factory.mktemp("made"), request.param)
 
 
 def draw(*shape: int, seed: int = 0, length: float = 1.0) -> Tensor:
@@ -123,6 +123,7 @@ def test_the_scale_makes_no_difference(made):
         pd.testing.assert_frame_equal(frozen, recomputed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS[1:4])
 def test_search_is_sweep_and_bounds_hold(target, tmp_path, monkeypatch):
     """Same rows and bits for the highest and the lowest; in float64 every increase lies between its bounds."""
@@ -179,6 +180,7 @@ def test_each_softmax_alone_is_another_increase(tmp_path):
         assert (whole - alone).abs().max() > 0.1
 
 
+@pytest.mark.slow
 def test_a_batch_shares_its_sweep_whatever_bands_the_targets_are_in(made):
     """Targets of several bands at once: the shared sweep gives what single traces give."""
     prompts = [PROMPT[:3], PROMPT[:2], PROMPT[:3], PROMPT[2:]]
@@ -315,6 +317,7 @@ def test_half_precision_is_traced(dtype, tmp_path):
     assert trace.readout.log_probs(torch.zeros(32)).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hooked", BOTH)
 def test_generation_is_greedy_decoding(hooked, tmp_path):
     """With and without a cache of keys and values, from tokens and from text: each word is the most likely next."""

@@ -22,6 +22,7 @@ def assert_same(together: pd.DataFrame, alone: pd.DataFrame) -> None:
         assert together[column].to_numpy() == pytest.approx(alone[column].to_numpy(), abs=TOLERANCE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", ["frozen", "recomputed"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_prompts_of_different_lengths(family: str, scale: str) -> None:
@@ -149,6 +150,7 @@ def core(model, cache, row: int, last: int, first: int, target: int) -> dict[str
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize(
     "name", ["gpt2", "llama", "gemma2", pytest.param("rotary_gated_grouped", marks=pytest.mark.hooked)]
@@ -168,6 +170,7 @@ def test_a_padded_batch_of_the_user_s_own(name: str, side: str) -> None:
             torch.testing.assert_close(together[what], expected, atol=TOLERANCE, rtol=TOLERANCE, msg=what)
 
 
+@pytest.mark.slow
 def test_a_batch_of_increases_is_its_rows() -> None:
     """`log_prob_increase` over a batch and positions reads every row at its own scale, padding beside it or not."""
     model = zoo.hooked("ln_gelu") if zoo.has_hooked_transformer() else zoo.model("gpt2")

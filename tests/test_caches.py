@@ -35,6 +35,7 @@ def everything(trace: tlsv.Trace) -> list[pd.DataFrame]:
     ]
 
 
+@pytest.mark.slow
 def test_a_cache_in_another_dtype_gives_what_its_numbers_give(model, tokens) -> None:
     """float64 holds the same numbers as float32: the same tables, to the bit."""
     _, cache = model.run_with_cache(tokens)
@@ -52,6 +53,7 @@ def test_a_cache_rounded_to_half_precision_is_refused(model, tokens) -> None:
         tlsv.trace(model, tokens, TARGET, cache=cache)
 
 
+@pytest.mark.slow
 def test_a_cache_moved_with_to(model, tokens) -> None:
     """`cache.to` keeps the numbers, and the trace takes them from there."""
     _, cache = model.run_with_cache(tokens)

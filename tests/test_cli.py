@@ -74,6 +74,7 @@ def test_json_holds_what_is_shown(folder: Path, tmp_path: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out) == data
 
 
+@pytest.mark.slow
 def test_words_follow_the_coefficient_s_sign(folder: Path, tmp_path: Path) -> None:
     """A neuron with a negative coefficient promotes the bottom of its row and suppresses the top."""
     target = tmp_path / "out.json"
@@ -85,6 +86,7 @@ def test_words_follow_the_coefficient_s_sign(folder: Path, tmp_path: Path) -> No
         assert (promoted - suppressed) * row["coefficient"] > 0
 
 
+@pytest.mark.slow
 def test_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Five files, each a picture that can be read; their names go to standard error."""
     target = tmp_path / "new" / "pictures"
@@ -217,6 +219,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_installed_program(folder: Path) -> None:
     """The console script runs, is quiet on standard error and leaves no traceback on bad input."""
     program = shutil.which("tl-subvalues", path=str(Path(sys.executable).parent))

@@ -58,6 +58,7 @@ def test_every_kind_of_label(tokens: torch.Tensor) -> None:
     assert curve["log_prob"].to_numpy()[1:] == pytest.approx(expected.numpy(), abs=2e-5)
 
 
+@pytest.mark.slow
 def test_longer_than_a_block(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Blocks of subvalues change nothing."""
     trace = tlsv.trace(zoo.model("llama"), tokens, 5)

@@ -87,6 +87,7 @@ def test_intervals_are_the_bootstrap_s(model: Any) -> None:
     assert first["log_prob_before_low"] == first["log_prob_before_high"] == -1.0
 
 
+@pytest.mark.slow
 def test_groups_files_and_skipped_rows(model: Any, tmp_path: Path) -> None:
     """One set of rows for each kind, the same in CSV and Parquet; bad lines left out and listed."""
     path, out = tmp_path / "facts.csv", tmp_path / "out.parquet"
@@ -184,6 +185,7 @@ tlsv.collect(model, facts, top=9, prepend_bos=False, out={folder!r} + "/collect.
 """
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_it_is_as_one_run(model: Any, tmp_path: Path) -> None:
     """kill -9 in the middle of evaluate, again in the middle of collect; the third start finishes both."""
     command = [sys.executable, "-c", SCRIPT.format(tests=str(TESTS), folder=str(tmp_path))]
@@ -209,6 +211,7 @@ def test_killed_and_resumed_it_is_as_one_run(model: Any, tmp_path: Path) -> None
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "collect.parquet"), once, check_exact=True)
 
 
+@pytest.mark.slow
 def test_collect_does_not_grow_with_the_facts(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is held after many facts is one sum a unit: no item of a fact outlives it."""
 

@@ -79,6 +79,7 @@ def test_what_cannot_be_read(view: object, tmp_path: Path) -> None:
         read_rows(tmp_path / "nowhere.csv")
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_demo_s_facts_are_all_good() -> None:
     """Every target in demos/data is one token of the embedded model's tokenizer, no prompt stands there twice."""

@@ -41,6 +41,7 @@ def warned(model: Any, tokens: Any) -> list[str]:
     return [str(warning.message) for warning in caught if "another model" in str(warning.message)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("compatibility", list(MODES), ids=MODES.values())
 @pytest.mark.parametrize("family", sorted({*OFF, "llama", "falcon_alibi", "deepseek_v3"}))
 def test_what_was_measured_off_is_warned_of_and_nothing_else(family, compatibility, tokens):

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.slow
+
 flag = st.booleans()
 HEADS = st.sampled_from([(2, 1), (2, 2), (4, 1), (4, 2), (4, 4), (6, 3)])  # query heads, key/value heads
 MULTIPLIER = st.floats(0.25, 4.0).map(lambda x: round(x, 2))

@@ -17,6 +17,8 @@ from tl_subvalues.labels import (
     sublayer_label,
 )
 
+pytestmark = pytest.mark.any_release
+
 numbers = st.integers(min_value=0, max_value=10**6)
 sublayers = st.sampled_from(["attn", "mlp", *MIXERS])
 

@@ -56,6 +56,7 @@ def test_a_name_that_cannot_be_had(name: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
     ("name", "family", "overrides"),

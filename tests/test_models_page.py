@@ -65,6 +65,7 @@ def test_whatever_is_decomposed_is_exact() -> None:
                 assert ("sums" in case and "readout" in case) if case["status"] == "exact" else case["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("group", "family"),
     [

@@ -10,6 +10,8 @@ from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSE
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.slow
+
 # What each refusal says.
 REASONS = {
     "opt_350m": "project_out",

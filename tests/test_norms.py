@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from tl_subvalues.numerics.norms import Norm, Passage
 
+pytestmark = pytest.mark.any_release
+
 KINDS = ("layer", "rms")
 shapes = st.lists(st.integers(1, 4), min_size=0, max_size=3).map(tuple)
 widths = st.integers(2, 9)

@@ -1,5 +1,7 @@
 """What is drawn: bars, points, labels and units, compared with the tables."""
 
+import dataclasses
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def trace(tokens: torch.Tensor) -> tlsv.Trace:
     return tlsv.trace(zoo.model("llama"), tokens, 5)
 
@@ -119,6 +121,7 @@ def test_all_activations(trace) -> None:
         trace.plot_activations(label, top=0)
 
 
+@pytest.mark.slow
 def test_saved_pictures_are_what_their_names_say(trace, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every file is the picture of its name."""
     drawn = {}
@@ -140,8 +143,7 @@ def test_a_figure_of_its_own(trace) -> None:
     axes = [trace.plot_layers(), trace.plot_heads(), trace.plot_neurons(5), trace.plot_curve()]
     assert len({ax.figure for ax in axes}) == 4
     pyplot.close("all")
-    object.__setattr__(trace, "str_tokens", ["$a", "$b"] * 4)
-    ax = trace.plot_layers()
+    ax = dataclasses.replace(trace, str_tokens=["$a", "$b"] * 4).plot_layers()
     ax.figure.canvas.draw()
     assert r"\$a\$b" in ax.get_title()
     pyplot.close("all")

@@ -53,6 +53,7 @@ def build(name: str, **keywords: object) -> object:
     return zoo.hooked(name, **keywords) if name in zoo.HOOKED else zoo.model(name, **keywords)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", models())
 def test_layers_on_different_devices(name: str, tokens: torch.Tensor) -> None:
     """The first layer on one device, the last on a second, the readout on a third: the same tables, to the bit."""
@@ -114,6 +115,7 @@ def test_the_functional_core_brings_its_arguments_together(tokens: torch.Tensor)
         torch.testing.assert_close(far, expected[str(scale)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", HALF)
 @pytest.mark.parametrize("name", models())
 def test_half_precision_tables_are_those_of_its_numbers_in_float32(

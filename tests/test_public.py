@@ -9,6 +9,8 @@ import pytest
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 ROOT = Path(tlsv.__file__).parents[1]
 
 
@@ -48,6 +50,7 @@ def test_unknown_names_and_old_modules_are_errors() -> None:
     assert callable(tlsv.trace)
 
 
+@pytest.mark.slow
 def test_nothing_heavy_is_loaded_before_it_is_asked_for() -> None:
     """The package, and the command's help, wait for neither torch nor pandas; a name loads what it needs."""
     heavy = {"torch", "transformers", "transformer_lens", "pandas", "numpy", "rich", "matplotlib"}

@@ -55,6 +55,7 @@ def test_its_links_and_picture_are_there() -> None:
         assert (ROOT / target).exists(), target
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_its_finding_is_true() -> None:
     """L23H4 is the strongest head and L24N1005 the second FFN neuron, writing what the README says."""

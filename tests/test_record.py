@@ -10,6 +10,8 @@ from filelock import FileLock
 
 from tl_subvalues.study.record import _check_of, _line, record_path, resumed
 
+pytestmark = pytest.mark.any_release
+
 SETTINGS = {"what": "test", "ks": (1, 2), "seed": 0}
 COUNT = 5
 
@@ -18,6 +20,7 @@ def work(number: int) -> dict[str, Any]:
     return {"number": number, "third": number / 3, "word": "é" * number, "pair": (1, 2)}
 
 
+@pytest.mark.slow
 def test_cut_at_any_byte_it_goes_on(tmp_path: Path) -> None:
     """Whatever was written before the kill: the same items, each worked out at most once, and the same file."""
     path = tmp_path / "record.jsonl"

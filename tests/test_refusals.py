@@ -267,7 +267,7 @@ def test_a_hooked_transformers_experts_are_refused_by_name(tokens):
         ("rwkv", "no attention sublayer"),
         ("opt_projected", "project_out"),
         ("opt_post_norm", "own run_with_cache fails.*ValueError"),
-        ("gemma4", "Gemma4RMSNorm"),
+        pytest.param("gemma4", "Gemma4RMSNorm", marks=pytest.mark.slow),
         ("openai_gpt", "norm after the addition"),
         ("modernbert_decoder", "prediction_head"),
     ],

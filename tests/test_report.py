@@ -1,5 +1,6 @@
 """What a terminal shows is what the report holds."""
 
+import copy
 import json
 
 import pytest
@@ -11,7 +12,7 @@ import tl_subvalues as tlsv
 from tl_subvalues.command import report
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made(tokens: torch.Tensor) -> report.Report:
     return report.make_report(tlsv.trace(zoo.model("llama"), tokens, 5), model="tiny", top=4)
 
@@ -79,8 +80,9 @@ def test_why_a_table_is_missing(tokens: torch.Tensor, monkeypatch: pytest.Monkey
 
 def test_markup_in_tokens_is_text(made: report.Report) -> None:
     """A token that looks like rich's markup is printed, not obeyed."""
-    made.tables["heads"]["promotes"].iloc[0][0]["token"] = "[red]x[/red]"
-    assert "[red]x[/red]" in report.render(made, Console(width=200))
+    odd = copy.deepcopy(made)
+    odd.tables["heads"]["promotes"].iloc[0][0]["token"] = "[red]x[/red]"
+    assert "[red]x[/red]" in report.render(odd, Console(width=200))
 
 
 def test_totals_are_sums_of_sublayers(tokens: torch.Tensor, made: report.Report) -> None:

@@ -5,6 +5,8 @@ import torch
 
 from tl_subvalues.numerics.softmax import VECTOR_BLOCK, VOCAB_BLOCK, Columns, Softmax
 
+pytestmark = pytest.mark.any_release
+
 WIDTH, CLASSES, SITES = 24, VOCAB_BLOCK + 700, 5  # two blocks of classes, one of them not full
 
 
