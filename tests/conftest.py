@@ -5,7 +5,7 @@ Nothing heavy is imported at once: the process that hands tests out to others ne
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,20 @@ def pytest_runtest_teardown(item: pytest.Item) -> Iterator[None]:
         item.stash[LISTENING].close()
         if heard := item.stash.get(HEARD, []):
             pytest.fail("deprecated by the host:\n" + "\n".join(sorted(set(heard))), pytrace=False)
+
+
+@pytest.fixture
+def read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """Sets how many vectors and words a softmax reads at a time: of the tiny models it would read all."""
+    from tl_subvalues.numerics import softmax
+
+    def of(vectors: int, words: int) -> None:
+        assert vectors <= softmax.VECTOR_BLOCK
+        assert words <= softmax.VOCAB_BLOCK
+        monkeypatch.setattr(softmax, "VECTOR_BLOCK", vectors)
+        monkeypatch.setattr(softmax, "VOCAB_BLOCK", words)
+
+    return of
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ from torch import Tensor
 import tl_subvalues as tlsv
 from tl_subvalues.baevski18 import adaptive
 from tl_subvalues.importance.bounds import site_bounds
-from tl_subvalues.numerics import softmax
 
 pytestmark = pytest.mark.bridge
 PROMPT = [2, 9, 33, 58, 12, 4]
@@ -125,10 +124,9 @@ def test_the_scale_makes_no_difference(made):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS[1:4])
-def test_search_is_sweep_and_bounds_hold(target, tmp_path, monkeypatch):
+def test_search_is_sweep_and_bounds_hold(target, tmp_path, read_in_blocks):
     """Same rows and bits for the highest and the lowest; in float64 every increase lies between its bounds."""
-    monkeypatch.setattr(softmax, "VECTOR_BLOCK", 8)
-    monkeypatch.setattr(softmax, "VOCAB_BLOCK", 8)
+    read_in_blocks(8, 8)
     single = Model(tmp_path, "tied", torch.float32)
     with torch.no_grad():
         for layer in single.model.original_model.layers:  # shorter parts, as trained models have: bounds are near

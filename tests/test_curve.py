@@ -58,14 +58,20 @@ def test_every_kind_of_label(tokens: torch.Tensor) -> None:
     assert curve["log_prob"].to_numpy()[1:] == pytest.approx(expected.numpy(), abs=2e-5)
 
 
-@pytest.mark.slow
-def test_longer_than_a_block(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks of subvalues change nothing."""
-    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
-    table = trace.attn_neurons(top=None)
-    whole = trace.curve(table)
-    monkeypatch.setattr("tl_subvalues.importance.curve._BLOCK", 7)
-    assert trace.curve(table)["log_prob"].to_numpy() == pytest.approx(whole["log_prob"].to_numpy(), abs=1e-5)
+def test_longer_than_a_block(tokens: torch.Tensor) -> None:
+    """The vectors are read in blocks: two thousand of them add up one by one all the same."""
+    model = zoo.model("llama", intermediate_size=1000)
+    trace = tlsv.trace(model, tokens, 5)
+    table = trace.ffn_neurons(top=None)
+    assert len(table) == 2000
+    parts: dict[str, torch.Tensor] = {}
+    for layer in (0, 1):
+        stack, labels = tlsv.ffn_subvalues(model, trace.cache, layer, return_labels=True)
+        parts |= dict(zip(labels, stack[:, 0], strict=True))
+    start = trace.cache["blocks.0.hook_resid_mid"][0, -1].double()
+    x = start + torch.stack([parts[label] for label in table["label"]]).double().cumsum(0)
+    expected = trace.readout.log_prob(torch.cat([start[None], x]).float(), 5)
+    assert trace.curve(table)["log_prob"].to_numpy() == pytest.approx(expected.numpy(), abs=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-import zoo
+from helpers import zoo
 
 import tl_subvalues as tlsv
 from tl_subvalues.importance.bounds import site_bounds

@@ -86,20 +86,25 @@ def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor
         trace.query_layers(values)
 
 
-def test_a_denominator_that_nearly_vanishes(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("times", "left_out"), [(0.999, ["L1N7"]), (1.001, [])])
+def test_a_denominator_that_nearly_vanishes(times: float, left_out: list[str], tokens: torch.Tensor) -> None:
     """Just above the threshold a neuron counts, just below it is left out."""
-    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
-    values = trace.ffn_neurons(top=20)
-    ratios = {}
-    for label in values["label"]:
-        scores = trace.activations(label).query("label != 'bias'")["score"].astype(float)
-        ratios[label] = abs(scores.sum()) / scores.abs().sum()
-    smallest = min(ratios, key=ratios.get)
-    monkeypatch.setattr("tl_subvalues.upstream.query.VANISHING", 0.999 * ratios[smallest])
-    assert trace.query_layers(values).attrs["left_out"] == []
-    monkeypatch.setattr("tl_subvalues.upstream.query.VANISHING", 1.001 * ratios[smallest])
-    assert trace.query_layers(values).attrs["left_out"] == [smallest]
-    monkeypatch.undo()
+    model = zoo.bridge("gpt2", dtype=torch.float64)
+    block, read = model.original_model.transformer.h[1], tlsv.trace(model, tokens, 5).cache["blocks.1.hook_resid_mid"]
+    weight, bias = block.mlp.c_fc.weight, block.mlp.c_fc.bias
+
+    def scores() -> pd.Series:
+        table = tlsv.trace(model, tokens, 5).activations("L1N7")
+        return table[table["label"] != "bias"]["score"]
+
+    with torch.no_grad():
+        read = block.ln_2(read)[0, -1] - block.ln_2.bias
+        bias[7] = 2.0
+        weight[:, 7] -= (read @ weight[:, 7]) / (read @ read) * read  # reads nothing here
+        weight[:, 7] += times * query.VANISHING * scores().abs().sum() / (read @ read) * read
+    assert abs(scores().sum()) / scores().abs().sum() == pytest.approx(times * query.VANISHING, rel=1e-4)
+    trace = tlsv.trace(model, tokens, 5)
+    assert trace.query_layers(trace.ffn_neurons(top=None)).attrs["left_out"] == left_out
     assert 1e-6 < query.VANISHING < 1e-4
 
 

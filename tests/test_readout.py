@@ -9,7 +9,6 @@ from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
-from tl_subvalues.numerics import softmax as softmax_module
 
 FAMILIES = ("llama", "gpt2", "gemma2", "cohere", "granite")
 SCALES = (torch.tensor(2.5), "recomputed")
@@ -185,7 +184,7 @@ def test_extreme_vectors_stay_finite_and_right(pair, scale, length):
 
 @pytest.mark.parametrize("scale", SCALES, ids=["frozen", "recomputed"])
 @pytest.mark.parametrize("length", [3.0, 1e4])
-def test_the_block_size_changes_nothing(pair, scale, length, monkeypatch):
+def test_the_block_size_changes_nothing(pair, scale, length, read_in_blocks):
     """Blocks are a matter of speed: 7 words and 3 vectors at a time give the same numbers as all at once."""
     model, _ = pair
     x, v = draw(32), draw(20, 32, seed=1, length=length)
@@ -201,10 +200,8 @@ def test_the_block_size_changes_nothing(pair, scale, length, monkeypatch):
         ]
 
     atol = 2e-6 * float(readout.bs_values(v).abs().max()) + 1e-5  # blocks are added up in another order
-    assert zoo.VOCAB < softmax_module.VOCAB_BLOCK
     whole = everything()
-    monkeypatch.setattr(softmax_module, "VOCAB_BLOCK", 7)
-    monkeypatch.setattr(softmax_module, "VECTOR_BLOCK", 3)
+    read_in_blocks(3, 7)
     for blocks, all_at_once in zip(everything(), whole, strict=True):
         torch.testing.assert_close(blocks, all_at_once, atol=atol, rtol=2e-6)
 

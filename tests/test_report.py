@@ -64,18 +64,18 @@ def test_a_model_without_ffn(tokens: torch.Tensor) -> None:
     assert "No FFN neurons" in report.to_text(made)
 
 
-def test_why_a_table_is_missing(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where activation scores are refused, the report has the rest and says why."""
-
-    def refuse(*_: object, **__: object) -> None:
-        raise tlsv.UnsupportedModelError("tiny: layer 1 hides its keys")
-
-    monkeypatch.setattr(tlsv.Trace, "activations", refuse)
-    made = report.make_report(tlsv.trace(zoo.model("llama"), tokens, 5), model="tiny", top=4)
-    assert "activations" not in made.tables
-    assert made.notes == ["tiny: layer 1 hides its keys"]
-    for text in (report.to_text(made), report.to_json(made), report.render(made, Console(width=200))):
-        assert "hides its keys" in text
+def test_why_a_table_is_missing(tokens: torch.Tensor) -> None:
+    """Where activation scores are refused, as of a run whose gates were edited, the report has the rest and why."""
+    model = zoo.model("llama")
+    with model.hooks(fwd_hooks=[(f"blocks.{i}.mlp.hook_pre", lambda value, hook: value + 1.0) for i in (0, 1)]):
+        _, cache = model.run_with_cache(tokens)
+    made = report.make_report(tlsv.trace(model, tokens, 5, cache=cache), model="tiny", top=4)
+    assert set(made.tables) == {"layers", "heads", "head_positions", "ffn_neurons", "attn_neurons"}
+    (note,) = made.notes
+    assert "subkeys do not give its FFN coefficients" in note
+    shown = report.render(made, Console(width=1000))
+    for text in (report.to_text(made), report.to_json(made), shown):
+        assert "subkeys do not give its FFN coefficients" in text
 
 
 def test_markup_in_tokens_is_text(made: report.Report) -> None:

@@ -1,6 +1,6 @@
 """The search gives what the sweep gives, bit for bit, and its certificate holds."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import pandas as pd
 import pytest
@@ -11,17 +11,15 @@ from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
 from tl_subvalues.importance.bounds import SiteBounds, site_bounds
-from tl_subvalues.numerics import softmax
 
 TABLES = ("heads", "head_positions", "attn_neurons", "ffn_neurons")
 FAMILIES = ("gpt2", "llama", "gptj", "olmo2", "granite", "cohere", "gemma3", "mpt")
 
 
 @pytest.fixture(autouse=True)
-def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def _small_blocks(read_in_blocks: Callable[[int, int], None]) -> None:
     """Blocks of 4 vectors and 16 words, so that a search of some hundred candidates has something to leave out."""
-    monkeypatch.setattr(softmax, "VECTOR_BLOCK", 4)
-    monkeypatch.setattr(softmax, "VOCAB_BLOCK", 16)
+    read_in_blocks(4, 16)
 
 
 def soften(model: object, factor: float = 0.2) -> None:

@@ -111,12 +111,12 @@ CONVERTED = {"bloom", "gpt2", "gpt_neox_parallel", "gptj", "llama", "mistral", "
 NOT_CONVERTED: dict[tuple[str, torch.dtype], str] = {}
 
 
-def converted(family: str, seed: int, dtype: torch.dtype) -> Any:
+def converted(family: str, seed: int, dtype: torch.dtype, **overrides: Any) -> Any:
     """The same model as TransformerLens 2 converts it from a folder; skipped where it does not, or not rightly."""
     if (family, dtype) in NOT_CONVERTED:
         pytest.skip(NOT_CONVERTED[family, dtype])
     try:
-        made = hf_model(family, seed, dtype)
+        made = hf_model(family, seed, dtype, **overrides)
     except AttributeError as error:  # the oldest transformers lack some families
         if family in CONVERTED:
             raise
@@ -139,11 +139,13 @@ def from_folder(made: Any, name: str, dtype: torch.dtype = torch.float32) -> Any
         return tlsv.load_model(folder, device="cpu", dtype=dtype)
 
 
-def model(family: str, *, seed: int = 0, compatibility: bool = False, dtype: torch.dtype = torch.float32) -> Any:
+def model(
+    family: str, *, seed: int = 0, compatibility: bool = False, dtype: torch.dtype = torch.float32, **overrides: Any
+) -> Any:
     """The same model as this TransformerLens loads it: a TransformerBridge, or a HookedTransformer on release 2."""
     if has_bridge() or compatibility:
-        return bridge(family, seed=seed, compatibility=compatibility, dtype=dtype)
-    return converted(family, seed, dtype)
+        return bridge(family, seed=seed, compatibility=compatibility, dtype=dtype, **overrides)
+    return converted(family, seed, dtype, **overrides)
 
 
 def encoder_decoder(name: str) -> Any:
