@@ -22,14 +22,15 @@ test: test-new test-old
 
 test-all: test test-oldest
 
+# Under a minute on two cores; shapes and types, whose checks take as long again, are left to test-new.
 test-fast: .venv/$(STAMP)
-	.venv/bin/python $(PYTEST) -m "not slow"
+	.venv/bin/python $(PYTEST) --shapes=hooked -m "not slow"
 
 # Everything; what the host calls deprecated where the package calls it is an error.
 test-new: .venv/$(STAMP)
 	.venv/bin/python $(PYTEST) --deprecations=errors $(NOTEBOOKS) tests
 
-# Shapes were checked by test-new (half of its time), but for those that only HookedTransformer has.
+# Shapes were checked by test-new, but for those that only HookedTransformer has.
 test-old: .venv-tl3/$(STAMP)
 	.venv-tl3/bin/python $(PYTEST) --shapes=hooked -m "not any_release" $(NOTEBOOKS) tests
 

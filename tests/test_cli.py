@@ -74,7 +74,6 @@ def test_json_holds_what_is_shown(folder: Path, tmp_path: Path, capsys: pytest.C
     assert json.loads(capsys.readouterr().out) == data
 
 
-@pytest.mark.slow
 def test_words_follow_the_coefficient_s_sign(folder: Path, tmp_path: Path) -> None:
     """A neuron with a negative coefficient promotes the bottom of its row and suppresses the top."""
     target = tmp_path / "out.json"

@@ -28,7 +28,7 @@ def by_formula(trace: tlsv.Trace, values: pd.DataFrame, by: str) -> pd.Series:
 @pytest.mark.parametrize(
     "family", ["llama", *zoo.slow("gpt2", "gemma2", "olmo2", "phi", "xglm", "granite", "gpt_neox_parallel")]
 )
-@pytest.mark.parametrize("kind", ["ffn_neurons", *zoo.slow("attn_neurons")])
+@pytest.mark.parametrize("kind", ["ffn_neurons", "attn_neurons"])
 def test_query_scores(family: str, kind: str, tokens: torch.Tensor) -> None:
     """Every unit, for value neurons of all layers and, of attention, of several source positions."""
     trace = tlsv.trace(zoo.model(family), tokens, 5, position=4)

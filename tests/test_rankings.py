@@ -77,7 +77,6 @@ def all_kinds() -> list[Any]:
     return [*(("bridge", family) for family in ("gpt2", "bloom", "gptj", "phi", "olmo2")), *marked]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("built", all_kinds())
 def test_gradient_is_the_slope_of_a_factor(built: tuple[str, str], tokens: Tensor) -> None:
     """Of log p by a factor on the neuron's coefficient, at 1: from two runs with the factor a little off."""

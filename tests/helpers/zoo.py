@@ -24,8 +24,8 @@ from helpers.families import DENSE, HYBRIDS, MIXTURES, VOCAB
 from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSED, REFUSED
 
 # What `make test-fast` walks over: layer and RMS norms, grouped queries, gates, post-norms, a soft cap, parallel
-# blocks, experts, mixers.
-QUICK = {"gpt2", "llama", "gemma2", "gpt_neox_parallel", "mixtral", "lfm2"}
+# blocks, multipliers, experts, mixers.
+QUICK = {"gpt2", "llama", "gemma2", "gpt_neox_parallel", "granite", "mixtral", "lfm2"}
 FAMILIES = {**DENSE, **MIXTURES, **HYBRIDS, **REFUSED, **FURTHER, **FURTHER_HEADS_ONLY, **FURTHER_REFUSED}
 
 
