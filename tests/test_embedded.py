@@ -9,9 +9,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import package_index
 import pytest
 import torch
+from helpers import package_index
 
 import tl_subvalues as tlsv
 from tl_subvalues.loading import embedded, fetch, models, progress

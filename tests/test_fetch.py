@@ -4,8 +4,8 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-import package_index
 import pytest
+from helpers import package_index
 
 import tl_subvalues as tlsv
 from tl_subvalues.loading import embedded, fetch, index

@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import baevski18_reference as fairseq
 import pytest
 import torch
-import zoo
+from helpers import baevski18_reference as fairseq
+from helpers import zoo
 from safetensors.torch import load_file, save_file
 
 import tl_subvalues as tlsv

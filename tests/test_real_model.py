@@ -111,7 +111,7 @@ MEASURED = """
 import json, sys
 from pathlib import Path
 import tl_subvalues as tlsv
-from tl_subvalues.loading.models import embedded_folder
+from tl_subvalues.loading.embedded import embedded_folder
 
 def peak():
     return next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('VmHWM')) / 1024

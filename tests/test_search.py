@@ -10,7 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
+from tl_subvalues.decomposition.subvalues import WholeSubvalues
 from tl_subvalues.importance.bounds import SiteBounds, site_bounds
+from tl_subvalues.readout.reading import read
+from tl_subvalues.readout.targets import Target
 
 TABLES = ("heads", "head_positions", "attn_neurons", "ffn_neurons")
 FAMILIES = ("gpt2", "llama", "gptj", "olmo2", "granite", "cohere", "gemma3", "mpt")
@@ -90,6 +93,27 @@ def prepared(trace: tlsv.Trace, unit: str):
     """Candidates and bounds of one kind of part, as a table prepares them."""
     candidates = trace.candidates(unit)
     yield candidates, site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
+
+
+def test_bounds_are_near_where_a_vector_divides_the_words() -> None:
+    """Half of the words gain t and half lose it: Δ is t − log cosh t but for one word, close to both lower bounds."""
+    model = zoo.bridge("llama", dtype=torch.float64)
+    with torch.no_grad():
+        model.ln_final.original_component.weight.fill_(1.0)
+        W = model.unembed.original_component.weight.zero_()  # [vocab, d_model]
+        W[:30, 1], W[30:60, 1] = 1.0, -1.0
+    readout = tlsv.Readout(model, scale=1.0)
+    t = torch.tensor([0.009, 0.02, 0.1, 0.5, 1.0], dtype=torch.float64)
+    parts = WholeSubvalues(torch.nn.functional.one_hot(torch.ones(5, dtype=torch.long), 32) * t[:, None])
+    (bounds,) = site_bounds(read(readout, Target((0,)), torch.zeros(1, 32, dtype=torch.float64)), [0], both_sides=True)
+    increase = t - (60 / 61 * t.cosh() + 1 / 61).log()
+    products = parts.inner_products(bounds.gradient)
+    upper, lower = bounds.upper(parts, products), bounds.lower(parts, products)
+    assert (increase <= upper).all()
+    assert (increase >= lower).all()
+    # Of K = t²/2 at these t, Jensen's bound leaves out all and the lower ones at most two fifths; 2e-6 is slack.
+    assert (upper - increase <= t**2 / 2 + 2e-6).all()
+    assert (increase - lower <= 0.2 * t**2 + 2e-6).all()
 
 
 def test_a_broken_bound_is_caught(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,22 +1,21 @@
 """Targets of several words, against others and against the rest: brute force in float64, certificates, refusals."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jaxtyping
 import pandas as pd
 import pytest
 import torch
-import zoo
-from brute_force import BruteForce
+from helpers import zoo
+from helpers.brute_force import BruteForce
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.importance.bounds import site_bounds
-from tl_subvalues.numerics import softmax
 
 # As for single words (test_families.py): 2e-5 nats was the most that was seen, on increases of 117 nats.
 TOLERANCE = 1e-4
@@ -91,9 +90,8 @@ def test_every_family_equals_brute_force(family: str, scale: Any, tokens: Tensor
 
 
 @pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(softmax, "VECTOR_BLOCK", 4)
-    monkeypatch.setattr(softmax, "VOCAB_BLOCK", 16)
+def small_blocks(read_in_blocks: Callable[[int, int], None]) -> None:
+    read_in_blocks(4, 16)
 
 
 def softened(family: str, seed: int = 0, factor: float = 0.2) -> Any:

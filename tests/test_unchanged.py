@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-import zoo
+from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
