@@ -16,6 +16,8 @@ from helpers import package_index
 import tl_subvalues as tlsv
 from tl_subvalues.loading import embedded, fetch, models, progress
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:

@@ -10,6 +10,8 @@ from helpers import package_index
 import tl_subvalues as tlsv
 from tl_subvalues.loading import embedded, fetch, index
 
+pytestmark = pytest.mark.slow
+
 CONTENT = b"GGUF and then some " * 1000
 
 

@@ -493,6 +493,7 @@ def mutated(content: bytes, generator: random.Random) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["zip", "stream", "config.json", "model.safetensors", "dict.txt"])
 def test_damaged_anywhere_it_is_read_or_refused(kind: str, converted: Path, tmp_path: Path) -> None:
     """Four hundred mutations of each kind of file: a model that can be built, or one sentence."""

@@ -106,6 +106,7 @@ def test_other_versions_do_not_take_a_record_up(name: str, monkeypatch: pytest.M
     assert view_of(one).checksum() == mine
 
 
+@pytest.mark.slow
 def test_the_same_model_is_the_same_everywhere() -> None:
     """After a trace, when moved, in another process (whose order of sets is another)."""
     one = model()

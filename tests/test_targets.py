@@ -102,6 +102,7 @@ def softened(family: str, seed: int = 0, factor: float = 0.2) -> Any:
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_blocks")
 @settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
@@ -349,6 +350,7 @@ def test_refusals_of_batches(targets: Any, against: Any, message: str, tokens: T
         tlsv.trace_batch(zoo.bridge("llama"), [tokens, tokens], targets, against=against)
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_capitals_on_the_real_model() -> None:
     """Any of three capitals, against two others: few evaluations certify a set, a contrast is direct and exact."""
