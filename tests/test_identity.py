@@ -74,6 +74,7 @@ CHANGES: dict[str, tuple[dict[str, Any], Callable[[Any], None] | None, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", CHANGES)
 def test_another_model_does_not_take_a_record_up(change: str, tmp_path: Path) -> None:
     """Refused, naming what differs, and the record is left as it was; the model that made it goes on."""

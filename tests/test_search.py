@@ -43,7 +43,7 @@ def assert_search_is_sweep(trace: tlsv.Trace, table: str, ks: Iterable[int], lar
     return pruned
 
 
-@pytest.mark.parametrize("scale", ["frozen", "recomputed"])
+@pytest.mark.parametrize("scale", ["frozen", *zoo.slow("recomputed")])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_search_equals_sweep(family: str, scale: str, tokens: torch.Tensor) -> None:
     """Same rows, same order, same bits, for the highest and the lowest k of every table, in several families."""
