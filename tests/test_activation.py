@@ -1,5 +1,6 @@
 """Activation scores against norms and projections that are called, and the sums that they must give."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -7,7 +8,7 @@ import jaxtyping
 import pytest
 import torch
 from helpers import zoo
-from helpers.brute_force import PARALLEL, BruteForce, FrozenNorm, LinearMap
+from helpers.brute_force import PARALLEL, BruteForce, FrozenNorm, LinearMap, call
 
 import tl_subvalues as tlsv
 
@@ -98,8 +99,12 @@ def compare_ffn_neuron(model: Any, family: str, tokens: torch.Tensor) -> None:
     up = LinearMap(getattr(mlp, "in"), d)
     gate = None if mlp.W_gate is None else LinearMap(mlp.gate, d)
     m = reference.brute.cache["blocks.1.mlp.hook_post"][4]
-    neuron = int(m.abs().argmax())
-    for by in BYS:
+    neurons = [int(m.abs().argmax())]
+    if gate is not None:  # and where act(gate) is negative, which turns the scores' signs
+        norm, x = reference.norm(1, "mlp"), reference.brute.residual(1, "mlp", 4)
+        opened = (x if norm is None else call(norm.module, x[None])[0]) @ gate.matrix + gate.bias
+        neurons.append(int(m.abs().where(opened < 0, 0.0).argmax()))
+    for neuron, by in itertools.product(neurons, BYS):
         table = trace.activations(f"L1N{neuron}", by)
         components = reference.components(1, "mlp", 4, by)
         reads, bias = reference.reading(1, "mlp", 4, up, neuron)

@@ -538,6 +538,21 @@ def test_labels_that_say_where(family: str, mode: Any, tokens: Tensor) -> None:
         ablated(["L1N3@9"])
 
 
+@pytest.mark.parametrize("position", [None, 5])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_what_another_label_holds_is_ablated_once(family: str, position: int | None, tokens: Tensor) -> None:
+    """A head beside its sources and indices, a source beside its indices: by a factor, twice would be another."""
+    model = zoo.model(family)
+
+    def ablated(labels: list[str]) -> Tensor:
+        return log_probs(model, tokens, tlsv.ablation_hooks(model, labels, mode=0.5, position=position))
+
+    for whole, part in (("L0H1", "L0H1@2"), ("L0H1", "L0H1D3"), ("L0H1", "L0H1D3@2"), ("L0H1@2", "L0H1D3@2")):
+        both = ablated([whole, part])
+        assert torch.allclose(both, ablated([whole]), rtol=0, atol=TOLERANCE), (whole, part)
+        assert not torch.allclose(both, ablated([part]), rtol=0, atol=10 * TOLERANCE), (whole, part)
+
+
 def test_experts_neurons_at_a_position(tokens: Tensor) -> None:
     """As by `position=`."""
     model = zoo.bridge("mixtral")
