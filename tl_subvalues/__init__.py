@@ -26,11 +26,13 @@ if TYPE_CHECKING:
     from tl_subvalues.tracing.answer import trace_answer as trace_answer
     from tl_subvalues.tracing.batch import TraceBatch as TraceBatch
     from tl_subvalues.tracing.batch import trace_batch as trace_batch
+    from tl_subvalues.tracing.graph import Graph as Graph
     from tl_subvalues.tracing.prompt import trace as trace
     from tl_subvalues.tracing.trace import Trace as Trace
 
 # Where each public name is; the imports above, which type checkers and editors read, say the same.
 _HOMES = {
+    "Graph": "tracing.graph",
     "RANKINGS": "study.rankings",
     "Readout": "readout.readout",
     "Trace": "tracing.trace",

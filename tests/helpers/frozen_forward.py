@@ -41,16 +41,19 @@ class FrozenForward:
         return self.out(layer, "attn", z)
 
     def ffn(self, layer: int, delta: Tensor) -> Tensor:
+        return self.out(layer, "mlp", self.coefficients(layer, delta))
+
+    def coefficients(self, layer: int, delta: Tensor) -> Tensor:
+        """What a change of the residual stream adds to the neurons' coefficients, [pos, neuron]."""
         mlp, read = self.model.blocks[layer].mlp, self.normed(layer, "mlp", delta)
         m = self.cache[f"blocks.{layer}.mlp.hook_post"]
         x = torch.stack([self.brute.residual(layer, "mlp", p) for p in range(self.n)])
         up = self.projection(getattr(mlp, "in"), layer, x, read)
         if mlp.W_gate is None:
             whole, part = up
-            return self.out(layer, "mlp", m / whole * part)
+            return m / whole * part
         (u, du), (g, dg) = up, self.projection(mlp.gate, layer, x, read)
-        change = 0.5 * m / u * du + 0.5 * m / g * dg if self.half else m / u * du
-        return self.out(layer, "mlp", change)
+        return 0.5 * m / u * du + 0.5 * m / g * dg if self.half else m / u * du
 
     def projection(self, module: Any, layer: int, x: Tensor, read: Tensor) -> tuple[Tensor, Tensor]:
         """A projection of the run, and of a change."""
@@ -80,6 +83,26 @@ class FrozenForward:
             else:
                 delta = delta + attended
                 delta = delta + self.ffn(number, delta)
+        return self.moved(delta)
+
+    def edge(self, layer: int, at: int, vector: Tensor, reader: tuple[int, int, int] | None) -> float:
+        """What an FFN's vector (the embedding's: layer -1) adds to a coefficient through attention alone.
+
+        The reader is a layer, a position, a neuron; without one it is the measure.
+        """
+        delta = torch.zeros(self.n, self.d_model, dtype=torch.float64)
+        delta[at] = vector
+        last = self.brute.n_layers if reader is None else reader[0]
+        for number in range(layer + 1, last):
+            delta = delta + self.attention(number, delta)
+        if reader is None:
+            return self.moved(delta)
+        if self.family not in PARALLEL:
+            delta = delta + self.attention(last, delta)
+        return float(self.coefficients(last, delta)[reader[1], reader[2]])
+
+    def moved(self, delta: Tensor) -> float:
+        """How far the measure moves with the final residual stream."""
         final, last = self.brute.final(-1), self.n - 1
         before, after = self.brute.log_probs(torch.stack([final, final + delta[-1]]), last, "frozen")
         moved = after - before  # the logits' change, but for a constant

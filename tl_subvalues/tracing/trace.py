@@ -32,6 +32,8 @@ from tl_subvalues.show.tables import (
     value_neurons_in,
     vocabulary_table,
 )
+from tl_subvalues.tracing.graph import Graph, GraphRule, graph_of
+from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.activation import By, activation_scores
 from tl_subvalues.upstream.effects import EffectPositions, EffectRule, EffectUnit, Wanted, effects_of
 from tl_subvalues.upstream.query import query_scores
@@ -244,6 +246,36 @@ class Trace:
         gamma = self.readout.gradient(self.target, final)
         effects = effects_of(self.run, self.tokens, self.target, gamma, wanted)
         return effect_table(effects, self.str_tokens, sinks(self.run))
+
+    @no_autocast_no_grad
+    def graph(self, *, nodes: int = 64, edges: float = 0.98, rule: GraphRule = "frozen") -> Graph:
+        """What fed the output: the strongest FFN neurons at positions, what each added to later ones, and through what.
+
+        An edge is exact in the frozen model: what its source adds to its target's coefficient (to the score, for the
+        target) through attention and norms, other FFN neurons cut. It says what a coefficient consists of, not what
+        happens without the source; `Graph.ablate` measures that.
+
+        Args:
+            nodes: how many neurons, by |total_effect| under the rule.
+            edges: the share of influence on the target that edges are kept for; the rest counts among "others".
+            rule: "frozen" or "half", as in `effects`.
+
+        Raises:
+            UnsupportedModelError: as `effects`.
+            ValueError: for nodes, edges or a rule that is none.
+        """
+        self.run.require_unchanged()
+        return graph_of(self, nodes, edges, rule)
+
+    @no_autocast_no_grad
+    def ablate_each(self, table: Any) -> pd.DataFrame:
+        """Each row's component set to zero by itself: its measured effect beside the predicted one.
+
+        Takes a table of `effects`, or labels. Columns label, direct_effect, total_effect, measured_effect, self_repair
+        (later layers make up for more than half of the direct effect); `attrs` has correlation and rank_correlation of
+        prediction and measurement, positions that are attention sinks left out, and the effect of all `together`.
+        """
+        return ablate_each(self, table)
 
     @no_autocast_no_grad
     def curve(self, table: Any) -> pd.DataFrame:
