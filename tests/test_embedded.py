@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -210,8 +211,9 @@ def test_who_watches(terminal: int, kernel: int, expected: bool, monkeypatch: py
             return bool(terminal)
 
     monkeypatch.setattr(sys, "stderr", Stream())
-    modules = {name: module for name, module in sys.modules.items() if name != "ipykernel"}
-    monkeypatch.setattr(progress.sys, "modules", {**modules, **({"ipykernel": sys} if kernel else {})})
+    shell = SimpleNamespace(config={"IPKernelApp": {}} if kernel else {})
+    modules = {**sys.modules, "IPython": SimpleNamespace(get_ipython=lambda: shell), "ipykernel": sys}
+    monkeypatch.setattr(progress.sys, "modules", modules)
     assert progress.watched() is expected
 
 

@@ -547,7 +547,7 @@ def test_what_another_label_holds_is_ablated_once(family: str, position: int | N
     def ablated(labels: list[str]) -> Tensor:
         return log_probs(model, tokens, tlsv.ablation_hooks(model, labels, mode=0.5, position=position))
 
-    for whole, part in (("L0H1", "L0H1@2"), ("L0H1", "L0H1D3"), ("L0H1", "L0H1D3@2"), ("L0H1@2", "L0H1D3@2")):
+    for whole, part in (("L0H2", "L0H2@1"), ("L0H2", "L0H2D3"), ("L0H2", "L0H2D3@1"), ("L0H2@1", "L0H2D3@1")):
         both = ablated([whole, part])
         assert torch.allclose(both, ablated([whole]), rtol=0, atol=TOLERANCE), (whole, part)
         assert not torch.allclose(both, ablated([part]), rtol=0, atol=10 * TOLERANCE), (whole, part)

@@ -163,7 +163,7 @@ def test_refusals(tokens: torch.Tensor) -> None:
         trace.query_layers(trace.heads())
     with pytest.raises(ValueError, match="NaN"):
         trace.query_layers(trace.ffn_neurons(top=5).assign(log_prob_increase=float("nan")))
-    with pytest.raises(ValueError, match="no numbers"):
+    with pytest.raises(ValueError, match="no number"):
         trace.query_layers(trace.ffn_neurons(top=5).assign(log_prob_increase="x"))
     with pytest.raises(ValueError, match="more than once"):
         trace.query_heads(pd.concat([trace.ffn_neurons(top=5)] * 2))

@@ -44,7 +44,7 @@ def test_sublayers_and_heads(trace: tlsv.Trace) -> None:
     np.testing.assert_allclose(layers, np.ravel(EXPECTED["layers"]), atol=TOLERANCE)
     heads = trace.heads().sort_values(["layer", "head"])["log_prob_increase"].to_numpy()
     np.testing.assert_allclose(heads, np.ravel(EXPECTED["heads"]), atol=TOLERANCE)
-    at = trace.head_positions().sort_values(["layer", "position", "head"])["log_prob_increase"].to_numpy()
+    at = trace.head_positions(top=None).sort_values(["layer", "position", "head"])["log_prob_increase"].to_numpy()
     np.testing.assert_allclose(at, np.ravel(EXPECTED["head_positions"]), atol=TOLERANCE)
 
 

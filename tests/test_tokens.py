@@ -206,10 +206,10 @@ def test_a_target_outside_the_vocabulary_is_refused(model, target):
 
 
 @pytest.mark.parametrize(
-    "target", [True, 5.0, None, torch.tensor(5.0), torch.tensor([5, 6]), torch.tensor(True), [5]], ids=repr
+    "target", [True, 5.0, torch.tensor(5.0), torch.tensor(True), [True], [5.0], {"a": 5}], ids=repr
 )
 def test_what_is_no_target_is_refused(model, target):
-    """Booleans, floating-point numbers and several ids are refused by their type."""
+    """Booleans and floating-point numbers, alone or in a list, and other things are refused by their type."""
     message = refusal(model, WORDS, target)
     assert "token id or text of one token" in message
 

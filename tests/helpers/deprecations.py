@@ -49,16 +49,16 @@ class Listener(logging.Handler):
 def heard_below(package: Path) -> Iterator[list[str]]:
     """Listen for a while: 'file:line message' of everything deprecated that the package's code ran into."""
     listener, root, theirs = Listener(package), logging.getLogger(), logging.getLogger("transformers")
-    handlers, level = theirs.handlers, theirs.level
+    handlers, level, propagate = theirs.handlers, theirs.level, theirs.propagate
     transformers.utils.logging.warning_once.cache_clear()  # what is said once a process may be said below us first
     with warnings.catch_warnings():
         for category in DEPRECATED:
             warnings.simplefilter("always", category)
         warnings.showwarning = listener.show
         root.addHandler(listener)
-        theirs.handlers, theirs.level = [listener], logging.WARNING
+        theirs.handlers, theirs.level, theirs.propagate = [listener], logging.WARNING, False  # heard once
         try:
             yield listener.heard
         finally:
-            theirs.handlers, theirs.level = handlers, level
+            theirs.handlers, theirs.level, theirs.propagate = handlers, level, propagate
             root.removeHandler(listener)

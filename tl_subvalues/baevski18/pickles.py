@@ -8,6 +8,7 @@ are refused by name. Tensors are only described, so that their sizes are known b
 import argparse
 import pickletools
 import re
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -106,18 +107,25 @@ def read_pickle(source: Any, storages: dict[str, Storage] | None = None) -> Any:
     """
     machine = _Machine({} if storages is None else storages)
     try:
-        for step, (opcode, argument, _) in enumerate(pickletools.genops(source)):
-            if step >= _MOST_STEPS:
-                raise _DamagedError(f"its pickle has more than {_MOST_STEPS:,} steps")
-            if opcode.name == "STOP":
-                return machine.stack[-1]
-            machine.step(opcode.name, argument)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of escapes in the text of a damaged file
+            return _run(machine, source)
     except UnsupportedModelError:
         raise
     except _DamagedError:
         raise
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         raise _DamagedError(TRUNCATED) from error
+
+
+def _run(machine: "_Machine", source: Any) -> Any:
+    """Opcode by opcode up to the one that stops."""
+    for step, (opcode, argument, _) in enumerate(pickletools.genops(source)):
+        if step >= _MOST_STEPS:
+            raise _DamagedError(f"its pickle has more than {_MOST_STEPS:,} steps")
+        if opcode.name == "STOP":
+            return machine.stack[-1]
+        machine.step(opcode.name, argument)
     raise _DamagedError(TRUNCATED)
 
 

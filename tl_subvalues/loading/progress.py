@@ -12,7 +12,14 @@ from tqdm.auto import tqdm
 
 def watched() -> bool:
     """Whether someone is likely to see a progress bar: in a terminal or a notebook."""
-    return "ipykernel" in sys.modules or bool(getattr(sys.stderr, "isatty", lambda: False)())
+    return _in_a_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
+
+
+def _in_a_notebook() -> bool:
+    # A kernel runs this process; that ipykernel has been imported does not say so.
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython is not None else None
+    return shell is not None and "IPKernelApp" in shell.config
 
 
 class StageBar:
