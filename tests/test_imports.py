@@ -55,6 +55,7 @@ MODEL_VIEW = [
     "weights",
     "experts",
     "layers",
+    "running",
     "view",
     "indexing",
     "activations",

@@ -1,8 +1,9 @@
 """A model as the method sees it: layers, readout pieces, one run with just the activations that are needed."""
 
+import operator
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -20,6 +21,7 @@ from tl_subvalues.model_view.modules import (
     softmaxes_of,
 )
 from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable
+from tl_subvalues.model_view.running import hook_points_of, left_as_it_was
 from tl_subvalues.model_view.weights import ReadoutPieces
 
 # What a model is likely to be that lacks a hook.
@@ -40,15 +42,16 @@ class ModelView:
         self.name = model_name(model)
         self.n_layers = len(model.blocks)
 
-    def layer(self, layer: int) -> Layer:
+    def layer(self, layer: SupportsIndex) -> Layer:
         """One block.
 
         Raises:
             ValueError: if there is no such layer.
         """
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < self.n_layers:
+        number = operator.index(layer) if hasattr(layer, "__index__") and not isinstance(layer, bool) else -1
+        if not 0 <= number < self.n_layers:
             raise ValueError(f"layer {layer!r} is out of range: {self.name} has layers 0 to {self.n_layers - 1}.")
-        return self.layers[layer]
+        return self.layers[number]
 
     @cached_property
     def layers(self) -> list[Layer]:
@@ -167,13 +170,18 @@ class ModelView:
         self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[tuple[str, Any]]
     ) -> Float[Tensor, "batch pos vocab"]:
         """Logits of one forward pass under hooks that are gone afterwards, also after an exception."""
-        logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks))
+        with left_as_it_was(self.model, self._hook_points):
+            logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks))
         return logits
+
+    @cached_property
+    def _hook_points(self) -> list[Any]:
+        return hook_points_of(self.model)
 
     def _run_with_cache(self, tokens: Tensor, wanted: set[str], **keywords: Any) -> tuple[Tensor, Any]:
         """The model's own `run_with_cache`; what fails there is told apart from what fails here."""
         try:
-            with torch.no_grad():
+            with torch.no_grad(), left_as_it_was(self.model, self._hook_points):
                 return self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **keywords)
         except torch.OutOfMemoryError:
             raise
@@ -246,7 +254,7 @@ class ModelView:
     def first_residual(self, tokens: Int[Tensor, " pos"]) -> Float[Tensor, "pos d_model"]:
         """What enters layer 0 for a prompt: computed anew, stopping before that layer's output."""
         name = "blocks.0.hook_resid_pre"
-        with torch.no_grad():
+        with torch.no_grad(), left_as_it_was(self.model, self._hook_points):
             _, cache = self.model.run_with_cache(tokens[None], names_filter=lambda n: n == name, stop_at_layer=1)
         return cache[name][0]
 

@@ -5,8 +5,8 @@ a fixed size, the last one filled up, a row gives the same bits whatever stands 
 """
 
 import functools
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -58,16 +58,21 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
+@contextmanager
+def no_autocast() -> Iterator[None]:
+    """Outside autocast, which would compute products in half precision."""
+    with ExitStack() as stack:
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield
+
+
 def no_autocast_no_grad(function: Callable[P, T]) -> Callable[P, T]:
-    """Run a function without gradients and outside autocast, which would compute its products in half precision."""
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    """Run a function without gradients and outside autocast."""
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:  # not P.args: the beartype of TransformerLens 2 cannot read it
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            for device in devices:
-                stack.enter_context(torch.autocast(device, enabled=False))
+        with torch.no_grad(), no_autocast():
             return function(*args, **kwargs)
 
     return run

@@ -1,0 +1,145 @@
+"""Forward passes leave a model as it was: hooks, threads, autocast."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import zoo
+from torch import Tensor
+
+import tl_subvalues as tlsv
+
+
+def hooks_left(model: Any) -> list[str]:
+    """Names of the hook points that still have a function, TransformerLens's or torch's."""
+    return [
+        name
+        for name, point in model.hook_dict.items()
+        if point.fwd_hooks or point.bwd_hooks or point._forward_hooks or point._backward_hooks
+    ]
+
+
+@contextmanager
+def interrupted(model: Any, number: int, patch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Ctrl-C just after a model was given its hook of that number, before TransformerLens takes note of it."""
+    points = type(model.hook_dict["blocks.0.hook_resid_pre"])
+    add, count = points.add_hook, 0
+
+    def add_and_stop(self: Any, *args: Any, **keywords: Any) -> Any:
+        nonlocal count
+        handle = add(self, *args, **keywords)
+        count += 1
+        if count == number:
+            raise KeyboardInterrupt
+        return handle
+
+    with patch.context() as patched:
+        patched.setattr(points, "add_hook", add_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            yield
+
+
+def _see(value: Tensor, hook: Any) -> None:
+    """A hook of the model's owner."""
+
+
+FACTS = pd.DataFrame({"prompt": [[3, 4, 5], [6, 7]], "target": [8, 9]})
+
+
+@pytest.mark.parametrize("what", ["trace", "ablate", "evaluate"])
+def test_ctrl_c_leaves_no_hook(what: str, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whenever it comes, the model's hooks are as before, those of its owner still there."""
+    model = zoo.model("llama")
+    trace = tlsv.trace(model, tokens, 5)
+    calls: dict[str, Callable[[], Any]] = {
+        "trace": lambda: tlsv.trace(model, tokens, 5),
+        "ablate": lambda: trace.ablate(["L0N3", "L1H2", "L1H1@2", "0_mlp_out"]),
+        "evaluate": lambda: tlsv.evaluate(model, FACTS, ks=[3], rankings="gradient_times_activation"),
+    }
+    before = calls[what]()
+    owner = model.hook_dict["blocks.0.hook_resid_pre"]
+    owner.add_hook(_see)
+    kept = list(owner.fwd_hooks)
+    for number in (1, 2, 3):
+        with interrupted(model, number, monkeypatch):
+            calls[what]()
+        assert hooks_left(model) == [name for name, point in model.hook_dict.items() if point is owner], (
+            f"after an interrupt at hook {number}"
+        )
+        assert owner.fwd_hooks == kept
+        assert model.context_level == 0
+    model.reset_hooks()
+    after = calls[what]()
+    assert after.log_prob == before.log_prob if what == "trace" else after.equals(before)
+
+
+def test_ctrl_c_inside_the_model(tokens: Tensor) -> None:
+    """An interrupt from within the forward pass, as it mostly comes."""
+    model = zoo.model("llama")
+    trace = tlsv.trace(model, tokens, 5)
+
+    def stop(value: Tensor, hook: Any) -> None:
+        raise KeyboardInterrupt
+
+    with model.hooks(fwd_hooks=[("blocks.1.hook_resid_pre", stop)]), pytest.raises(KeyboardInterrupt):
+        trace.ablate("L0N3")
+    assert hooks_left(model) == []
+
+
+def test_two_threads_take_turns(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never are two threads inside one model, where the hooks of one would act in the other's run."""
+    model = zoo.model("llama")
+    trace = tlsv.trace(model, tokens, 5)
+    alone = trace.ablate("1_mlp_out")
+    run, inside, both, met = model.run_with_hooks, threading.Semaphore(1), threading.Event(), []
+
+    def watched(*args: Any, **keywords: Any) -> Any:
+        if not inside.acquire(blocking=False):
+            met.append(threading.get_ident())
+            both.set()
+            return run(*args, **keywords)
+        both.wait(0.2)  # for the other, should it come
+        try:
+            return run(*args, **keywords)
+        finally:
+            inside.release()
+
+    monkeypatch.setattr(model, "run_with_hooks", watched)
+    found: list[pd.Series] = []
+    threads = [threading.Thread(target=lambda: found.append(trace.ablate("1_mlp_out"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert met == []
+    assert len(found) == 2
+    assert all(one.equals(alone) for one in found)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
+def test_inside_autocast(family: str, tokens: Tensor) -> None:
+    """The same model is run inside autocast as outside, to the bit."""
+    model = zoo.bridge(family)
+
+    def made() -> list[Any]:
+        trace = tlsv.trace(model, tokens, 5)
+        batch = tlsv.trace_batch(model, [tokens, tokens[:, :3]], [5, 6])
+        return [trace.heads(), trace.ffn_neurons(5), trace.ablate("L1H2").to_frame(), batch.layers()]
+
+    outside = made()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = made()
+    assert all(a.equals(b) for a, b in zip(outside, inside, strict=True))
+
+
+def test_evaluation_inside_autocast() -> None:
+    """Gradients and ablations too."""
+    model = zoo.model("llama")
+    rankings = ["norm", "gradient_times_activation"]
+    outside = tlsv.evaluate(model, FACTS, ks=[3], rankings=rankings)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert tlsv.evaluate(model, FACTS, ks=[3], rankings=rankings).equals(outside)
