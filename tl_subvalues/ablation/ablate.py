@@ -12,9 +12,11 @@ sublayer's.
 """
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from numbers import Real
+from typing import Any, Protocol, SupportsFloat, SupportsIndex, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -33,8 +35,8 @@ def ablation_hooks(
     model: Any,
     labels: Any,
     *,
-    mode: str | float = "zero",
-    position: int | None = None,
+    mode: str | SupportsFloat = "zero",
+    position: SupportsIndex | None = None,
     reference: Any = None,
 ) -> list[Hook]:
     """Hooks that ablate components, for `model.run_with_hooks(tokens, fwd_hooks=...)` or `model.hooks`.
@@ -63,9 +65,8 @@ def ablation_hooks(
             hooks themselves, for a source position where the attention pattern cannot be seen in time.
     """
     view = view_of(model)
-    found = components(view, labels)
-    require_position(position)
-    return make_hooks(view, [found], ablation_mode(view, found, mode, reference), position)
+    found, at = components(view, labels), require_position(position)
+    return make_hooks(view, [found], ablation_mode(view, found, mode, reference), at)
 
 
 def components(view: ModelView, labels: Any) -> list[Component]:
@@ -105,15 +106,22 @@ def ablation_mode(view: ModelView, found: Sequence[Component], mode: Any, refere
         raise ValueError("reference= is for mode='mean'; leave it out, or ask for that mode.")
     if mode == "zero":
         return Mode()
-    if isinstance(mode, (int, float)) and not isinstance(mode, bool) and math.isfinite(mode):
+    if isinstance(mode, Real) and not isinstance(mode, bool) and math.isfinite(mode):
         return Mode(factor=float(mode))
     raise ValueError(f"mode is 'zero', 'mean' or a finite number, got {mode!r}.")
 
 
-def require_position(position: Any) -> None:
-    """Refuse a position that is neither None nor an integer."""
-    if position is not None and (isinstance(position, bool) or not hasattr(position, "__index__")):
+def require_position(position: Any) -> int | None:
+    """A position as Python's int, or None for everywhere.
+
+    Raises:
+        ValueError: if it is neither.
+    """
+    if position is None:
+        return None
+    if isinstance(position, bool) or not hasattr(position, "__index__"):
         raise ValueError(f"position is an integer, or None for everywhere, got {position!r}.")
+    return operator.index(position)
 
 
 @runtime_checkable
@@ -186,17 +194,16 @@ def outcomes(
 
 
 def ablate(
-    view: ModelView, prediction: Prediction, labels: Any, mode: str | float, position: int | None, reference: Any
+    view: ModelView, prediction: Prediction, labels: Any, mode: Any, position: Any, reference: Any
 ) -> dict[str, float]:
     """A prompt run as it is and with components ablated, as a batch of two: the target before and after.
 
     Raises:
         ValueError: as `ablation_hooks`; and if the prompt no longer gives the traced log-probability.
     """
-    found = components(view, labels)
-    require_position(position)
+    found, at = components(view, labels), require_position(position)
     chosen = ablation_mode(view, found, mode, reference)
-    both = outcomes(view, prediction, [[], found], chosen, position)
+    both = outcomes(view, prediction, [[], found], chosen, at)
     # Another batch size sums in another order: 6e-6 nats was seen in float32, half precision rounds more.
     tolerance = 1e-3 if view.dtype in (torch.float32, torch.float64) else 0.1
     measure = prediction.target.measure

@@ -4,7 +4,7 @@
 for analyses of one's own.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, SupportsIndex
 
 import einops
 import torch
@@ -22,7 +22,7 @@ from tl_subvalues.numerics.norms import Passage
 def attn_subvalues(
     model: Any,
     cache: Any,
-    layer: int,
+    layer: SupportsIndex,
     *,
     by: Literal["head", "head_position", "neuron"] = "head",
     pos_slice: Any = -1,
@@ -55,6 +55,7 @@ def attn_subvalues(
     if by not in ("head", "head_position", "neuron"):
         raise ValueError(f"by is 'head', 'head_position' or 'neuron', got {by!r}.")
     view = view_of(model)
+    layer = view.layer(layer).layer
     attention = view.layer(layer).attention()
     activations = Activations(view, cache)
     n_queries = activations.require_heads(layer) if by == "head" else activations.require_sources(layer)
@@ -92,7 +93,7 @@ def attn_subvalues(
 def ffn_subvalues(
     model: Any,
     cache: Any,
-    layer: int,
+    layer: SupportsIndex,
     *,
     neuron_slice: Any = None,
     pos_slice: Any = -1,
@@ -126,6 +127,7 @@ def ffn_subvalues(
         ValueError: for a layer, neuron or position out of range.
     """
     view = view_of(model)
+    layer = view.layer(layer).layer
     mixture = view.layer(layer).mixture()
     activations = Activations(view, cache)
     positions, single = _positions(activations.require_neurons(layer), pos_slice)
@@ -149,6 +151,8 @@ def ffn_subvalues(
         named = {"layer": [layer] * len(neurons), "neuron": neurons.tolist(), "expert": [expert] * len(neurons)}
         labels += labels_of("ffn_neuron", named)
     scale = activations.post_scale(layer, "mlp", positions)
+    if not parts:  # no positions, so no expert is in use
+        parts.append(activations.output(layer, "mlp", positions)[None][:0])
     stack = passage.carry(parts[0] if len(parts) == 1 else torch.cat(parts), scale)
     if incl_bias:
         stack = torch.cat([stack, _bias_part(stack, passage, scale, bias)])
@@ -172,7 +176,7 @@ def _positions(n_positions: int, pos_slice: Any) -> tuple[slice | Tensor, bool]:
 
 def _bias_part(stack: Tensor, passage: Passage, scale: Tensor | None, bias: Tensor | None) -> Tensor:
     """The constant part of what enters the residual stream, as one more component: [1, batch, pos, d_model]."""
-    zeros = torch.zeros_like(stack[0])
+    zeros = stack.new_zeros(stack.shape[1:])
     return passage.carry_bias(zeros if bias is None else zeros + bias.to(zeros), scale)[None]
 
 

@@ -38,6 +38,18 @@ def index_of(selection: Any, size: int, what: str) -> Positions:
     return torch.tensor([resolve_index(i, size, what) for i in chosen.tolist()], dtype=torch.long)
 
 
+def whole_number(given: Any, what: str, least: int = 1) -> int:
+    """A number as Python's int, whoever's it is: numpy's, out of a table, too.
+
+    Raises:
+        ValueError: if it is no whole number, or less than `least`, 1 or 0.
+    """
+    number = operator.index(given) if hasattr(given, "__index__") and not isinstance(given, bool) else None
+    if number is None or number < least:
+        raise ValueError(f"{what} is a {'positive number' if least else 'whole number from 0 on'}, got {given!r}.")
+    return number
+
+
 def resolve_index(index: Any, size: int, what: str) -> int:
     """An index counted from the front.
 

@@ -79,7 +79,7 @@ def word_ids(view: ModelView, words: Any, what: str) -> tuple[int, ...]:
     Raises:
         ValueError: as `resolve_target`; for an empty list, too long a list, and a word that is there twice.
     """
-    if isinstance(words, Tensor) and words.ndim == 1:
+    if getattr(words, "ndim", 0) == 1 and hasattr(words, "tolist"):  # a tensor, a numpy array, a pandas column
         words = words.tolist()
     if isinstance(words, str) or not isinstance(words, Sequence):
         return (resolve_target(view, words),)

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pandas as pd
 from tqdm.auto import tqdm
 
 from tl_subvalues.model_view import ModelView, view_of
+from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.study.facts import Fact, check_facts, read_rows
 from tl_subvalues.study.output import require_writable_table, write_table
@@ -21,7 +22,7 @@ def collect(
     model: Any,
     facts: Any,
     *,
-    top: int = 300,
+    top: SupportsIndex = 300,
     positions: bool = False,
     scale: Scale = "frozen",
     prepend_bos: bool | None = None,
@@ -59,8 +60,7 @@ def collect(
     """
     view = view_of(model)
     require_scale(scale)
-    if isinstance(top, bool) or not isinstance(top, int) or top < 1:
-        raise ValueError(f"top is a positive number, got {top!r}.")
+    top = whole_number(top, "top")
     require_writable_table(out)
     path = record_path(record, out)
     checked = check_facts(view, read_rows(facts), on_error=on_error, prepend_bos=prepend_bos)

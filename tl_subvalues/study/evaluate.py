@@ -5,9 +5,9 @@ probability and log-probability are read again (arXiv 2312.12141, section 4). Al
 same prompt, run in batches.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ from tl_subvalues.ablation.ablate import outcomes
 from tl_subvalues.ablation.hooks import Mode
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import ModelView, view_of
+from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.study.facts import Fact, check_facts, read_rows
 from tl_subvalues.study.output import require_writable_table, write_table
@@ -36,8 +37,8 @@ def evaluate(
     facts: Any,
     *,
     rankings: Mapping[str, Scores] | Sequence[str] | None = None,
-    ks: Sequence[int] = KS,
-    seed: int = 0,
+    ks: Iterable[SupportsIndex] = KS,
+    seed: SupportsIndex = 0,
     by: str | Sequence[str] | None = None,
     scale: Scale = "frozen",
     prepend_bos: bool | None = None,
@@ -77,17 +78,18 @@ def evaluate(
     """
     view = view_of(model)
     require_scale(scale)
-    chosen, ks = chosen_rankings(rankings, seed), require_ks(ks)
+    seed = whole_number(seed, "seed", least=0)
+    chosen, numbers = chosen_rankings(rankings, seed), require_ks(ks)
     require_writable_table(out)
     path = record_path(record, out)
     checked = check_facts(view, read_rows(facts), on_error=on_error, prepend_bos=prepend_bos)
     groups = _groups(checked.facts, by)
 
     def work(number: int) -> dict[str, Any]:
-        return {"rows": [asdict(row) for row in ablations(view, checked.facts[number], chosen, ks, scale)]}
+        return {"rows": [asdict(row) for row in ablations(view, checked.facts[number], chosen, numbers, scale)]}
 
     settings = run_settings(
-        view, checked.facts, what="evaluate", rankings=list(chosen), ks=list(ks), seed=seed, scale=scale
+        view, checked.facts, what="evaluate", rankings=list(chosen), ks=list(numbers), seed=seed, scale=scale
     )
     items = resumed(path, settings, len(checked.facts), work)
     bar = tqdm(items, total=len(checked.facts), disable=not show_progress, unit="fact")
@@ -168,9 +170,10 @@ def require_ks(ks: Any) -> tuple[int, ...]:
     Raises:
         ValueError: unless they are positive, different numbers.
     """
-    numbers = tuple(ks) if isinstance(ks, Sequence) and not isinstance(ks, str) else (ks,)
-    if not numbers or any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in numbers):
-        raise ValueError(f"ks are positive numbers, got {ks!r}.")
+    given = tuple(ks) if isinstance(ks, Iterable) and not isinstance(ks, str) else (ks,)
+    if not given:
+        raise ValueError("ks is empty; name at least one number of neurons to ablate.")
+    numbers = tuple(whole_number(k, "each of ks") for k in given)
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"ks are different numbers, got {ks!r}.")
     return numbers

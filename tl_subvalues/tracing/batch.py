@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, SupportsIndex
 
 import pandas as pd
 from tqdm.auto import tqdm
@@ -11,7 +11,7 @@ from tl_subvalues.importance.search import rank, ranked_by
 from tl_subvalues.importance.shared_sweep import shared_sweep
 from tl_subvalues.labels import Unit
 from tl_subvalues.model_view import prompt_tokens, view_of
-from tl_subvalues.model_view.indexing import resolve_index
+from tl_subvalues.model_view.indexing import resolve_index, whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.asked import REST, asked
 from tl_subvalues.readout.readout import Scale, require_scale
@@ -21,14 +21,14 @@ from tl_subvalues.tracing.trace import Trace
 
 def trace_batch(
     model: Any,
-    prompts: Sequence[Any],
-    targets: Sequence[Any] | None = None,
+    prompts: Any,
+    targets: Any = None,
     *,
-    against: Sequence[Any] | Literal["rest"] | None = None,
-    position: int = -1,
+    against: Any = None,
+    position: SupportsIndex = -1,
     scale: Scale = "frozen",
     prepend_bos: bool | None = None,
-    batch_size: int = 16,
+    batch_size: SupportsIndex = 16,
     show_progress: bool = False,
 ) -> "TraceBatch":
     """Trace one target through each of several prompts, run in batches (padded on the left where lengths differ).
@@ -50,6 +50,7 @@ def trace_batch(
     """
     view = view_of(model)
     require_scale(scale)
+    batch_size = whole_number(batch_size, "batch_size")
     if isinstance(prompts, str) or not len(prompts):
         raise ValueError(f"a list of prompts is needed, at least one, got {prompts!r}.")
     wanted = zip(
@@ -77,6 +78,8 @@ def _one_each(given: Any, what: str, n: int) -> list[Any]:
     """One for each prompt; None, and "rest", go for all."""
     if given is None or (isinstance(given, str) and given == REST):
         return [given] * n
+    if getattr(given, "ndim", 0) == 1 and hasattr(given, "tolist"):  # a tensor, a numpy array, a pandas column
+        given = given.tolist()
     if isinstance(given, str) or not isinstance(given, Sequence) or len(given) != n:
         number = "" if isinstance(given, str) or not isinstance(given, Sequence) else f" of {len(given)}"
         raise ValueError(

@@ -1,6 +1,6 @@
 """From a prompt to its trace: the run, and the checks that it is what the method takes it for."""
 
-from typing import Any
+from typing import Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int
@@ -32,7 +32,7 @@ def trace(
     target: Any = None,
     *,
     against: Any = None,
-    position: int = -1,
+    position: SupportsIndex = -1,
     scale: Scale = "frozen",
     prepend_bos: bool | None = None,
     cache: Any = None,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, SupportsFloat, SupportsIndex
 
 import pandas as pd
 import torch
@@ -17,6 +17,7 @@ from tl_subvalues.importance.candidates import Candidates, Ranked
 from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.search import rank, require_top
 from tl_subvalues.labels import Unit, labels_in, require_different, sublayer_label
+from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.reading import Known, Reading, read
 from tl_subvalues.readout.readout import Readout, Scale
@@ -125,7 +126,9 @@ class Trace:
         return self._table("ffn_neuron", top, largest, show_progress)
 
     @no_autocast_no_grad
-    def vocabulary(self, label: str | Sequence[str], k: int = 10, *, through: str | None = None) -> pd.DataFrame:
+    def vocabulary(
+        self, label: str | Sequence[str], k: SupportsIndex = 10, *, through: str | None = None
+    ) -> pd.DataFrame:
         """The tokens that a component writes and suppresses: columns side, rank, token, token_id, bs_value.
 
         A neuron is read by its W_out or W_O row, sign as stored: where its coefficient is negative, top and
@@ -139,9 +142,7 @@ class Trace:
         Raises:
             ValueError: if there is no such component, or if `through` names no later head.
         """
-        if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-            raise ValueError(f"k is a positive number, got {k!r}.")
-        labels = labels_in(label)
+        k, labels = whole_number(k, "k"), labels_in(label)
         self.run.require_unchanged()
         words = vocabulary(self.run, self.readout, labels, k, through)
         return vocabulary_table(words, with_label=not isinstance(label, str))
@@ -300,7 +301,12 @@ class Trace:
         return query_table(unit, query_scores(self.run, labels, increases, unit), top, self.str_tokens)
 
     def ablate(
-        self, labels: Any, *, mode: str | float = "zero", position: int | None = None, reference: Any = None
+        self,
+        labels: Any,
+        *,
+        mode: str | SupportsFloat = "zero",
+        position: SupportsIndex | None = None,
+        reference: Any = None,
     ) -> pd.Series:
         """The target's log_prob, prob and rank, `_before` and `_after`; arguments and errors as `ablation_hooks`."""
         return pd.Series(ablate(self.run.view, self, labels, mode, position, reference))
