@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from tl_subvalues.ablation.ablate import ablation_hooks as ablation_hooks
     from tl_subvalues.decomposition.stacks import attn_subvalues as attn_subvalues
     from tl_subvalues.decomposition.stacks import ffn_subvalues as ffn_subvalues
+    from tl_subvalues.errors import LeadingSpaceWarning as LeadingSpaceWarning
+    from tl_subvalues.errors import OtherModelWarning as OtherModelWarning
+    from tl_subvalues.errors import SubvaluesWarning as SubvaluesWarning
     from tl_subvalues.errors import UnknownWordsWarning as UnknownWordsWarning
     from tl_subvalues.errors import UnsupportedModelError as UnsupportedModelError
     from tl_subvalues.importance.increases import log_prob_increase as log_prob_increase
@@ -33,8 +36,11 @@ if TYPE_CHECKING:
 # Where each public name is; the imports above, which type checkers and editors read, say the same.
 _HOMES = {
     "Graph": "tracing.graph",
+    "LeadingSpaceWarning": "errors",
+    "OtherModelWarning": "errors",
     "RANKINGS": "study.rankings",
     "Readout": "readout.readout",
+    "SubvaluesWarning": "errors",
     "Trace": "tracing.trace",
     "TraceBatch": "tracing.batch",
     "UnknownWordsWarning": "errors",

@@ -11,8 +11,20 @@ class UnsupportedModelError(ValueError):
     """A model, or a block of it, that cannot be decomposed exactly: which, why, and the way out."""
 
 
-class UnknownWordsWarning(UserWarning):
+class SubvaluesWarning(UserWarning):
+    """What this package warns of; the kinds that can be told apart are below."""
+
+
+class UnknownWordsWarning(SubvaluesWarning):
     """Words of a text that a model's vocabulary lacks, by name."""
+
+
+class OtherModelWarning(SubvaluesWarning):
+    """TransformerLens computes another model than Hugging Face does, so that is what is taken apart."""
+
+
+class LeadingSpaceWarning(SubvaluesWarning):
+    """A target without its leading space, where the word with one is far likelier."""
 
 
 def shown(text: Any, limit: int = 200) -> str:

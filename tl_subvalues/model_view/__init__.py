@@ -26,6 +26,7 @@ from tl_subvalues.model_view.tokens import (
     decode_text,
     prompt_tokens,
     resolve_target,
+    spaced_ids,
     word_ids,
 )
 from tl_subvalues.model_view.view import ModelView, view_of
@@ -55,6 +56,7 @@ __all__ = [
     "load_named",
     "prompt_tokens",
     "resolve_target",
+    "spaced_ids",
     "sum_tolerance",
     "view_of",
     "word_ids",

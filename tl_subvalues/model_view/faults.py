@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from tl_subvalues.errors import OtherModelWarning
 from tl_subvalues.model_view.releases import TESTED, installed_release, is_bridge, model_name
 
 
@@ -71,6 +72,7 @@ def warn_of_faults(model: Any) -> None:
                 f"{model_name(model)}: TransformerLens computes another model here than Hugging Face does{where}: "
                 f"log-probabilities of a small random one were {fault.nats:g} nats apart (measured on {releases}). "
                 f"Decomposed is what it computes; {fault.way_out}.",
+                OtherModelWarning,
                 stacklevel=2,
             )
 
@@ -95,6 +97,7 @@ def _warn_of_folded_sinks(model: Any) -> None:
             f"{model_name(model)} has attention sinks, with which TransformerLens's compatibility mode computes "
             "another model: it folds value biases as if the rows of the pattern summed to one. Boot it anew and use it "
             "raw, or call enable_compatibility_mode(fold_value_biases=False).",
+            OtherModelWarning,
             stacklevel=3,
         )
 

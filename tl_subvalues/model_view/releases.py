@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.errors import SubvaluesWarning, UnsupportedModelError
 
 # The oldest and the newest release that the tests ran with.
 TESTED = ((2, 18), (4, 3))
@@ -37,6 +37,7 @@ def warn_of_unknown_release() -> None:
         warnings.warn(
             f"TransformerLens {version} is outside the range that tl-subvalues was tested with ({oldest} to {newest}). "
             "Every trace still checks its sums and its readout, and refuses a model that does not add up.",
+            SubvaluesWarning,
             stacklevel=2,
         )
 

@@ -53,11 +53,9 @@ def resolve_target(view: ModelView, target: Any) -> int:
             id outside the vocabulary, or anything else.
     """
     if isinstance(target, str):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UnknownWordsWarning)  # an unknown target is an error
-            ids = _encode(view, target, prepend_bos=False).tolist()
-            if len(ids) != 1:
-                raise ValueError(_not_one_token(view, target, ids))
+        ids = _encode_quietly(view, target)
+        if len(ids) != 1:
+            raise ValueError(_not_one_token(view, target, ids))
         _require_known(view, target, int(ids[0]))
         return int(ids[0])
     if isinstance(target, Tensor) and target.numel() == 1 and not (target.is_floating_point() or target.is_complex()):
@@ -92,6 +90,22 @@ def word_ids(view: ModelView, words: Any, what: str) -> tuple[int, ...]:
     if twice is not None:
         raise ValueError(f"{what} has {decode_each(view, [twice])[0]!r} (token id {twice}) twice; name each word once.")
     return ids
+
+
+def spaced_ids(view: ModelView, words: Any) -> tuple[tuple[int, int], ...]:
+    """Of words given as text without a leading space, the id and that of the word with one, where it is another token.
+
+    Args:
+        view: the model.
+        words: as `word_ids` took them.
+    """
+    found = []
+    for word in [words] if isinstance(words, str) else words if isinstance(words, Sequence) else []:
+        if isinstance(word, str) and word and not word[0].isspace():
+            ids = [_encode_quietly(view, text) for text in (word, f" {word}")]
+            if ids[0] != ids[1] and len(ids[1]) == 1:
+                found.append((ids[0][0], ids[1][0]))
+    return tuple(found)
 
 
 def answer_tokens(view: ModelView, answer: Any) -> Int[Tensor, " pos"]:
@@ -143,6 +157,13 @@ def _encode(view: ModelView, text: str, prepend_bos: bool | None) -> Int[Tensor,
     return tokens.long()
 
 
+def _encode_quietly(view: ModelView, word: str) -> list[int]:
+    """The ids of a target's text, without a warning of unknown words: an unknown target is an error."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnknownWordsWarning)
+        return _encode(view, word, prepend_bos=False).tolist()
+
+
 def _as_ids(prompt: Any) -> Int[Tensor, " pos"]:
     if isinstance(prompt, Tensor):
         tokens = prompt.detach()
@@ -191,6 +212,6 @@ def _not_one_token(view: ModelView, target: str, ids: list[int]) -> str:
     pieces = " + ".join(f"{piece!r} ({i})" for piece, i in zip(decode_each(view, ids), ids, strict=True))
     message = f"the target {target!r} is {len(ids)} tokens, {pieces}; exactly one is needed"
     for other in (f" {target}", target.strip()):
-        if other != target and other and len(found := _encode(view, other, prepend_bos=False)) == 1:
-            return f"{message}: {other!r} is one token ({int(found[0])})."
+        if other != target and other and len(found := _encode_quietly(view, other)) == 1:
+            return f"{message}: {other!r} is one token ({found[0]})."
     return f"{message}: pass one of the pieces or its id."

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from tl_subvalues.model_view import ModelView, decode_each, word_ids
+from tl_subvalues.model_view import ModelView, decode_each, spaced_ids, word_ids
 from tl_subvalues.readout.targets import Contrast, Odds, Target
 
 REST = "rest"
@@ -18,6 +18,7 @@ class Asked:
 
     ids: tuple[int, ...] | None
     against: tuple[int, ...] | Literal["rest"] | None = None
+    spaced: tuple[tuple[int, int], ...] = ()  # words of the target without a leading space, and the same with one
 
     def settled(self, view: ModelView, log_probs: Float[Tensor, " vocab"]) -> Target:
         """The target, given the run's log-probabilities of all words.
@@ -48,16 +49,17 @@ def asked(view: ModelView, target: Any, against: Any = None) -> Asked:
             twice or on both sides, and for the rest of all words.
     """
     ids = None if target is None else word_ids(view, target, "target")
+    spaced = spaced_ids(view, target)
     if against is None:
-        return Asked(ids)
+        return Asked(ids, None, spaced)
     if isinstance(against, str) and against == REST:
         if ids is not None and len(ids) >= view.readout.d_vocab:
             raise ValueError("the target is the whole vocabulary, so there is no rest to measure it against.")
-        return Asked(ids, "rest")
+        return Asked(ids, "rest", spaced)
     others = word_ids(view, against, "against")
     if ids is not None:
         _require_apart(view, ids, others)
-    return Asked(ids, others)
+    return Asked(ids, others, spaced)
 
 
 def _require_apart(view: ModelView, ids: tuple[int, ...], against: tuple[int, ...]) -> None:

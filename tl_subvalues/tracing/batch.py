@@ -16,6 +16,7 @@ from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.asked import REST, asked
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.tracing.prompt import trace_of_run
+from tl_subvalues.tracing.spaces import warn_of_missing_spaces
 from tl_subvalues.tracing.trace import Trace
 
 
@@ -70,6 +71,7 @@ def trace_batch(
             runs = view.run_batch([tokens for tokens, _, _ in batch])
             for (tokens, target, at), (logits, cache) in zip(batch, runs, strict=True):
                 traces.append(trace_of_run(view, tokens, target, at, scale, cache, logits))
+                warn_of_missing_spaces(traces[-1], target)
             bar.update(len(batch))
     return TraceBatch(tuple(traces))
 

@@ -23,6 +23,7 @@ from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.asked import Asked, asked
 from tl_subvalues.readout.readout import Readout, Scale, require_scale
 from tl_subvalues.readout.targets import Target
+from tl_subvalues.tracing.spaces import warn_of_missing_spaces
 from tl_subvalues.tracing.trace import Trace
 
 
@@ -67,11 +68,14 @@ def trace(
     at = resolve_index(position, len(tokens), "position")
     if cache is None:
         logits, cache = view.run(tokens)
-        return trace_of_run(view, tokens, wanted, at, scale, cache, logits)
+        made = trace_of_run(view, tokens, wanted, at, scale, cache, logits)
+        warn_of_missing_spaces(made, wanted)
+        return made
     _require_same_prompt(view, Activations(view, cache), tokens)
     made = trace_of_run(view, tokens, wanted, at, scale, cache, None)
     check_cached_logits(view, Activations(view, cache), at)
     _check_readout_anew(view, tokens)
+    warn_of_missing_spaces(made, wanted)
     return made
 
 
