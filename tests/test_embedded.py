@@ -16,6 +16,7 @@ from helpers import package_index
 
 import tl_subvalues as tlsv
 from tl_subvalues.loading import embedded, fetch, models, progress
+from tl_subvalues.progress import watched
 
 pytestmark = pytest.mark.slow
 
@@ -213,8 +214,8 @@ def test_who_watches(terminal: int, kernel: int, expected: bool, monkeypatch: py
     monkeypatch.setattr(sys, "stderr", Stream())
     shell = SimpleNamespace(config={"IPKernelApp": {}} if kernel else {})
     modules = {**sys.modules, "IPython": SimpleNamespace(get_ipython=lambda: shell), "ipykernel": sys}
-    monkeypatch.setattr(progress.sys, "modules", modules)
-    assert progress.watched() is expected
+    monkeypatch.setattr(sys, "modules", modules)
+    assert watched() is expected
 
 
 @pytest.mark.real_model

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_subvalues.importance.bounds import site_bounds
 from tl_subvalues.importance.candidates import Candidates, Certificate, Ranked
+from tl_subvalues.labels import NAMES
+from tl_subvalues.progress import bar, search_line
 
 # Subvalues made at a time: 1,280 vectors of 4,096 numbers are 20 MB. With the one that rides along in an evaluation
 # (`Reading.increases`) they fill whole blocks of the readout.
@@ -56,10 +57,10 @@ def sweep(
     for i, (site, parts) in enumerate(zip(candidates.parts.sites, candidates.groups, strict=True)):
         candidates.parts.check_sum(i, site.output, parts.inner_products(site.output))
     increase = candidates.reading.residuals.new_zeros(total).cpu()
-    with tqdm(total=total, disable=not show_progress, unit="subvalue") as bar:
+    with bar(NAMES[candidates.parts.unit], total, "evaluated", show=show_progress) as shown:
         for number in torch.arange(total).split(BLOCK):
             increase[number] = candidates.evaluate(number)
-            bar.update(len(number))
+            shown.update(len(number))
     return ranked_by(candidates, increase, largest, top, reason)
 
 
@@ -93,14 +94,14 @@ def search(candidates: Candidates, top: int, largest: bool, show_progress: bool)
     found, order = promise.new_zeros(0), torch.zeros(0, dtype=torch.long)
     increase = found
     ahead = _by_promise(promise, 4 * step)  # a window of what comes next; the whole order would be twice the bounds
-    with tqdm(total=total, disable=not show_progress, unit="subvalue") as bar:
+    with search_line(NAMES[candidates.parts.unit], total, show=show_progress) as evaluated:
         while True:
             order = torch.cat([order, ahead[:step]])
             new = candidates.evaluate(ahead[:step])
             increase = torch.cat([increase, new])
             found = torch.cat([found, sign * candidates.score(new, candidates.numbering.locate(ahead[:step])[0])])
             ahead = ahead[step:]
-            bar.update(len(order) - bar.n)
+            evaluated(len(order))
             if len(order) < total and not len(ahead):
                 promise[order] = -torch.inf
                 ahead = _by_promise(promise, min(total - len(order), 4 * len(order)))

@@ -9,11 +9,12 @@ from collections.abc import Iterator, Sequence
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from tl_subvalues.decomposition.subvalues import NeuronSubvalues
 from tl_subvalues.importance.candidates import Candidates
 from tl_subvalues.importance.search import BLOCK
+from tl_subvalues.labels import NAMES
+from tl_subvalues.progress import bar
 from tl_subvalues.readout.reading import increases_of_multiples
 
 
@@ -21,7 +22,7 @@ def shared_sweep(many: Sequence[Candidates], show_progress: bool = False) -> lis
     """Increases of all neurons of several prompts of one model, in nats; affine readouts only."""
     scores = [torch.zeros(len(one), dtype=one.reading.residuals.dtype) for one in many]
     total = sum(len(group.directions) for group in many[0].groups if isinstance(group, NeuronSubvalues))
-    with tqdm(total=total, disable=not show_progress, unit="neuron") as bar:
+    with bar(f"{NAMES[many[0].parts.unit]} of {len(many)} prompts", total, "rows", show=show_progress) as shown:
         for number in range(len(many[0].groups)):
             if not all(isinstance(one.groups[number], NeuronSubvalues) for one in many):
                 _own_sweeps(many, number, scores)  # experts: every prompt has its own
@@ -29,7 +30,7 @@ def shared_sweep(many: Sequence[Candidates], show_progress: bool = False) -> lis
             for rows, block in _group_sweep(many, number):
                 for one, score, found in zip(many, scores, block, strict=True):
                     score[one.numbering.span(number)].view(len(found), -1)[:, rows] = found.cpu()
-                bar.update(rows.stop - rows.start)
+                shown.update(rows.stop - rows.start)
     for one, score in zip(many, scores, strict=True):
         for doubtful in torch.nonzero(score.isnan()).flatten().split(BLOCK):
             score[doubtful] = one.evaluate(doubtful)

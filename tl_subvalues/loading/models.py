@@ -8,8 +8,9 @@ import torch
 from tl_subvalues import baevski18
 from tl_subvalues.errors import shown, shown_value, told
 from tl_subvalues.loading.embedded import EMBEDDED, cache_folder, embedded_folder, stages_left
-from tl_subvalues.loading.progress import StageBar, hosts_bars_hidden, watched
+from tl_subvalues.loading.progress import StageBar, hosts_bars_hidden
 from tl_subvalues.model_view import load_named
+from tl_subvalues.progress import watched
 
 __all__ = ["EMBEDDED", "cache_folder", "load_model"]
 

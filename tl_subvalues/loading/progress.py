@@ -2,24 +2,11 @@
 
 import contextlib
 import importlib
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from tqdm.auto import tqdm
-
-
-def watched() -> bool:
-    """Whether someone is likely to see a progress bar: in a terminal or a notebook."""
-    return _in_a_notebook() or bool(getattr(sys.stderr, "isatty", lambda: False)())
-
-
-def _in_a_notebook() -> bool:
-    # A kernel runs this process; that ipykernel has been imported does not say so.
-    ipython = sys.modules.get("IPython")
-    shell = ipython.get_ipython() if ipython is not None else None
-    return shell is not None and "IPKernelApp" in shell.config
 
 
 class StageBar:

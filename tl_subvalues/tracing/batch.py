@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import pandas as pd
-from tqdm.auto import tqdm
 
 from tl_subvalues.importance.search import rank, ranked_by
 from tl_subvalues.importance.shared_sweep import shared_sweep
@@ -13,6 +12,7 @@ from tl_subvalues.labels import Unit
 from tl_subvalues.model_view import prompt_tokens, view_of
 from tl_subvalues.model_view.indexing import resolve_index, whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
+from tl_subvalues.progress import bar
 from tl_subvalues.readout.asked import REST, asked
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.tracing.prompt import trace_of_run
@@ -65,14 +65,14 @@ def trace_batch(
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from error
     traces = []
-    with tqdm(total=len(work), desc="tracing", disable=not show_progress, unit="prompt") as bar:
+    with bar("tracing", len(work), "prompts", show=show_progress) as shown:
         for start in range(0, len(work), batch_size):
             batch = work[start : start + batch_size]
             runs = view.run_batch([tokens for tokens, _, _ in batch])
             for (tokens, target, at), (logits, cache) in zip(batch, runs, strict=True):
                 traces.append(trace_of_run(view, tokens, target, at, scale, cache, logits))
                 warn_of_missing_spaces(traces[-1], target)
-            bar.update(len(batch))
+            shown.update(len(batch))
     return TraceBatch(tuple(traces))
 
 
