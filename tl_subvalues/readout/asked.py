@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.model_view import ModelView, decode_each, spaced_ids, word_ids
-from tl_subvalues.readout.targets import Contrast, Odds, Target
+from tl_subvalues.readout.targets import Contrast, Measure, Odds, Target
 
 REST = "rest"
 
@@ -19,6 +19,11 @@ class Asked:
     ids: tuple[int, ...] | None
     against: tuple[int, ...] | Literal["rest"] | None = None
     spaced: tuple[tuple[int, int], ...] = ()  # words of the target without a leading space, and the same with one
+
+    @property
+    def measure(self) -> Measure:
+        """What the target will be measured by."""
+        return "log_prob" if self.against is None else "log_prob_diff"
 
     def settled(self, view: ModelView, log_probs: Float[Tensor, " vocab"]) -> Target:
         """The target, given the run's log-probabilities of all words.

@@ -1,19 +1,19 @@
 """Which units recur? Over many facts, the neurons and heads that are among the top of each, counted and summed."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import pandas as pd
-from tqdm.auto import tqdm
 
-from tl_subvalues.model_view import ModelView, view_of
+from tl_subvalues.model_view import view_of
 from tl_subvalues.model_view.indexing import whole_number
+from tl_subvalues.progress import bar
 from tl_subvalues.readout.readout import Scale, require_scale
-from tl_subvalues.study.facts import Fact, check_facts, read_rows
+from tl_subvalues.study.facts import check_facts, read_rows
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.record import record_path, resumed, run_settings
-from tl_subvalues.tracing.prompt import trace
+from tl_subvalues.study.traced import Tracer
+from tl_subvalues.tracing.trace import Trace
 
 UNITS = ("ffn_neuron", "attn_neuron", "head")
 
@@ -29,15 +29,17 @@ def collect(
     on_error: str = "stop",
     out: Any = None,
     record: Any = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> pd.DataFrame:
     """FFN neurons, attention neurons and heads that raise targets most, over many facts.
+
+    What is raised is what the facts ask for: log p of a word, of any of several, or against others (`against`).
 
     Memory grows with the number of different units, never with the number of facts.
 
     Args:
         model: a TransformerLens model.
-        facts: a DataFrame, or a CSV file's path, with columns prompt and target.
+        facts: as in `evaluate`.
         top: how many of each kind count in a fact (all heads, where there are fewer).
         positions: keep source positions in attention neurons' labels (L23H4D38@3), for prompts of one pattern. Else
             (L23H4D38) an attention neuron's increases at several source positions of a fact are summed, and the best
@@ -47,11 +49,12 @@ def collect(
         on_error: as in `evaluate`.
         out: as in `evaluate`.
         record: as in `evaluate`.
-        show_progress: show a progress bar over the facts.
+        show_progress: as in `evaluate`.
 
     Returns:
-        One row a unit: unit (ffn_neuron, attn_neuron, head), label, sum_increase (of log-probability, in nats, over the
-        facts that have it in their top), n_facts (how many those are), mean_rank (among its kind there; 1 is the top).
+        One row a unit: unit (ffn_neuron, attn_neuron, head), label, sum_increase (of what the facts ask for, in nats,
+        over the facts that have it in their top), n_facts (how many those are), mean_rank (among its kind there; 1 is
+        the top).
         Kind by kind, the largest sum first.
 
     Raises:
@@ -66,15 +69,19 @@ def collect(
     checked = check_facts(view, read_rows(facts), on_error=on_error, prepend_bos=prepend_bos)
     settings = run_settings(view, checked.facts, what="collect", top=top, positions=positions, scale=scale)
 
+    tracer = Tracer(view, scale)
+
     def work(number: int) -> dict[str, Any]:
-        return fact_units(view, checked.facts[number], top, positions, scale)
+        return fact_units(tracer(checked.facts[number]), top, positions)
 
     items = resumed(path, settings, len(checked.facts), work)
     sums: dict[tuple[str, str], UnitSum] = {}
-    for item in tqdm(items, total=len(checked.facts), disable=not show_progress, unit="fact"):
-        for unit, found in item.items():
-            for label, (increase, rank) in found.items():
-                sums.setdefault((unit, label), UnitSum()).add(increase, rank)
+    with bar("collect", len(checked.facts), "facts", show=show_progress) as shown:
+        for item in items:
+            for unit, found in item.items():
+                for label, (increase, rank) in found.items():
+                    sums.setdefault((unit, label), UnitSum()).add(increase, rank)
+            shown.update()
     table = _table(sums)
     table.attrs["skipped"] = checked.skipped
     if out is not None:
@@ -97,31 +104,25 @@ class UnitSum:
         self.ranks += rank
 
 
-def fact_units(
-    view: ModelView, fact: Fact, top: int, positions: bool, scale: Scale
-) -> dict[str, dict[str, tuple[float, int]]]:
+def fact_units(traced: Trace, top: int, positions: bool) -> dict[str, dict[str, tuple[float, int]]]:
     """The top units of one fact: kind -> label -> (increase in nats, rank from 1)."""
-    traced = trace(view.model, fact.tokens, fact.target_id, scale=scale)
     tables = {
         "ffn_neuron": traced.ffn_neurons(top=top),
         "attn_neuron": traced.attn_neurons(top=top),
         "head": traced.heads(top=top),
     }
-    return {unit: _units(table, keep=positions) for unit, table in tables.items()}
+    column = traced.target.column
+    return {unit: _units(table, column, keep=positions) for unit, table in tables.items()}
 
 
-def _units(table: pd.DataFrame, keep: bool) -> dict[str, tuple[float, int]]:
+def _units(table: pd.DataFrame, column: str, keep: bool) -> dict[str, tuple[float, int]]:
     """Label -> (increase, rank); rows of one unit at several source positions together unless they are kept apart."""
     found: dict[str, tuple[float, int]] = {}
-    for rank, label, increase in _rows(table):
+    for rank, (label, increase) in enumerate(zip(table["label"], table[column].tolist(), strict=True), start=1):
         name = label if keep else label.partition("@")[0]
         before, best = found.get(name, (0.0, rank))
         found[name] = before + increase, best
     return found
-
-
-def _rows(table: pd.DataFrame) -> Iterator[tuple[int, str, float]]:
-    return zip(range(1, len(table) + 1), table["label"].tolist(), table["log_prob_increase"].tolist(), strict=True)
 
 
 def _table(sums: dict[tuple[str, str], UnitSum]) -> pd.DataFrame:

@@ -1,32 +1,38 @@
 """Does a ranking find the neurons that matter? Over many facts, the top k of each ranking are ablated.
 
 For every fact, the top k FFN neurons of each ranking are set to zero at every position, and the target's rank,
-probability and log-probability are read again (arXiv 2312.12141, section 4). All of a fact's ablations are rows of the
+probability and log-probability are read again (arXiv 2312.12141, section 4), and so is the difference where it is
+measured against other words. All of a fact's ablations are rows of the
 same prompt, run in batches.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from typing import Any, SupportsIndex
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from tl_subvalues.ablation.ablate import outcomes
 from tl_subvalues.ablation.hooks import Mode
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import ModelView, view_of
 from tl_subvalues.model_view.indexing import whole_number
+from tl_subvalues.progress import bar
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.study.facts import Fact, check_facts, read_rows
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.rankings import Ranking, Scores, chosen_rankings
 from tl_subvalues.study.record import record_path, resumed, run_settings
-from tl_subvalues.tracing.prompt import trace
+from tl_subvalues.study.traced import Tracer
+from tl_subvalues.tracing.trace import Trace
 
 KS = (10, 50, 300)
-MEASURES = ("mrr", "prob", "log_prob")
+MEASURES = ("mrr", "prob", "log_prob", "log_prob_diff")
+_WHEN = ("before", "after")
+# Columns of the result, which a column of the facts to group by may not be called.
+_TAKEN = {"ranking", "k", "n_facts"} | {
+    f"{name}_{when}{end}" for name in (*MEASURES, "rank") for when in _WHEN for end in ("", "_low", "_high")
+}
 # Tokens in a batch of ablations: more do not run faster per row on two CPU cores.
 _TOKENS = 256
 _RESAMPLES = 1000
@@ -45,13 +51,15 @@ def evaluate(
     on_error: str = "stop",
     out: Any = None,
     record: Any = None,
-    show_progress: bool = False,
+    show_progress: bool | None = None,
 ) -> pd.DataFrame:
     """Compare rankings of FFN neurons by what ablating their top k does to the target, over many facts.
 
     Args:
         model: a TransformerLens model.
-        facts: a DataFrame, or a CSV file's path, with columns prompt and target (text of one token, or its id).
+        facts: a DataFrame, or a CSV file's path, with columns prompt and target (text of one token, or its id; several
+            words, for any of them, as a list, in a CSV file as JSON: [" Paris", " Rome"]), and if need be against, what
+            the target is measured against: a word, several, or "rest". Every row has one or none has.
         rankings: names out of `tlsv.RANKINGS` or a dictionary of functions from a trace to scores; None is all of
             `tlsv.RANKINGS`. "random" is always among them.
         ks: how many neurons to ablate.
@@ -65,12 +73,12 @@ def evaluate(
         record: a file that keeps what is done, fact by fact, so that the same call continues after a kill; None is
             `out` + ".record.jsonl", or no record without `out`. It stays when the work is done, and other settings
             are refused a record that is not theirs. A ranking of your own is known to it by its name only.
-        show_progress: show a progress bar over the facts.
+        show_progress: show a progress bar over the facts; None is in a terminal or a notebook.
 
     Returns:
-        One row for each ranking and k: ranking, k, n_facts; mrr (mean reciprocal rank), prob and log_prob (nats), means
-        over the facts, each `_before` and `_after`; and for each of these `_low` and `_high`, the 95% percentile
-        interval of a bootstrap over the facts.
+        One row for each ranking and k: ranking, k, n_facts; mrr (mean reciprocal rank), prob and log_prob (nats) and,
+        where the facts have an `against`, log_prob_diff (nats), means over the facts, each `_before` and `_after`; and
+        for each of these `_low` and `_high`, the 95% percentile interval of a bootstrap over the facts.
 
     Raises:
         ValueError: for bad facts, rankings, ks or files, and a record of other settings.
@@ -79,21 +87,27 @@ def evaluate(
     view = view_of(model)
     require_scale(scale)
     seed = whole_number(seed, "seed", least=0)
-    chosen, numbers = chosen_rankings(rankings, seed), require_ks(ks)
+    numbers = require_ks(ks)
     require_writable_table(out)
     path = record_path(record, out)
     checked = check_facts(view, read_rows(facts), on_error=on_error, prepend_bos=prepend_bos)
     groups = _groups(checked.facts, by)
+    chosen = chosen_rankings(rankings, seed, checked.measure)
+    tracer = Tracer(view, scale)
 
     def work(number: int) -> dict[str, Any]:
-        return {"rows": [asdict(row) for row in ablations(view, checked.facts[number], chosen, numbers, scale)]}
+        fact = checked.facts[number]
+        return {"rows": ablations(view, tracer(fact), chosen, numbers)}
 
     settings = run_settings(
         view, checked.facts, what="evaluate", rankings=list(chosen), ks=list(numbers), seed=seed, scale=scale
     )
     items = resumed(path, settings, len(checked.facts), work)
-    bar = tqdm(items, total=len(checked.facts), disable=not show_progress, unit="fact")
-    rows = [{"fact": number, **groups[number], **row} for number, item in enumerate(bar) for row in item["rows"]]
+    rows = []
+    with bar("evaluate", len(checked.facts), "facts", show=show_progress) as shown:
+        for group, item in zip(groups, items, strict=True):
+            rows += [{**group, **row} for row in item["rows"]]
+            shown.update()
     table = summary(pd.DataFrame(rows), list(groups[0]), seed)
     table.attrs["skipped"] = checked.skipped
     if out is not None:
@@ -101,32 +115,26 @@ def evaluate(
     return table
 
 
-@dataclass(frozen=True)
-class Ablation:
-    """One fact without the top k of one ranking. Log-probs are in nats, ranks count from 1."""
-
-    ranking: str
-    k: int
-    log_prob_before: float
-    log_prob_after: float
-    rank_before: int
-    rank_after: int
-
-
 def ablations(
-    view: ModelView, fact: Fact, rankings: Mapping[str, Ranking], ks: Sequence[int], scale: Scale
-) -> list[Ablation]:
-    """One fact: the top of each ranking, and what ablating it does."""
-    traced = trace(view.model, fact.tokens, fact.target_id, scale=scale)
+    view: ModelView, traced: Trace, rankings: Mapping[str, Ranking], ks: Sequence[int]
+) -> list[dict[str, Any]]:
+    """One fact: the top of each ranking, and what ablating it does.
+
+    Returns:
+        One row for each ranking and k: ranking, k, and log_prob and log_prob_diff (nats; the latter only where there is
+        an `against`) and rank (1 is the top), each `_before` and `_after`.
+    """
     tops = {name: ranking.top(traced, max(ks)) for name, ranking in rankings.items()}
     parsed = {label: parse_label(label) for top in tops.values() for label in top}
     sets = [(name, k, [parsed[label] for label in top[:k]]) for name, top in tops.items() for k in ks]
-    batch = max(1, _TOKENS // len(fact.tokens))
+    batch = max(1, _TOKENS // len(traced.tokens))
     found = outcomes(view, traced, [[], *(components for _, _, components in sets)], Mode(), batch_size=batch)
-    before, *after = zip(found.values["log_prob"].tolist(), found.rank.tolist(), strict=True)
+    read = {name: found.values[name].tolist() for name in MEASURES if name in found.values and name != "prob"}
+    read["rank"] = found.rank.tolist()
+    before = {f"{measure}_before": values[0] for measure, values in read.items()}
     return [
-        Ablation(name, k, before[0], log_prob, before[1], rank)
-        for (name, k, _), (log_prob, rank) in zip(sets, after, strict=True)
+        {"ranking": name, "k": k, **before, **{f"{measure}_after": values[row] for measure, values in read.items()}}
+        for row, (name, k, _) in enumerate(sets, start=1)
     ]
 
 
@@ -134,14 +142,14 @@ def summary(rows: pd.DataFrame, by: Sequence[str], seed: int) -> pd.DataFrame:
     """Means over the facts and their bootstrap intervals, one row for each group, ranking and k.
 
     Args:
-        rows: one row for each fact, ranking and k: log_prob and rank `_before` and `_after`, and the columns of `by`.
+        rows: one row for each fact, ranking and k, as `ablations` has them, and the columns of `by`.
         by: columns to group by.
         seed: of the bootstrap.
     """
-    for when in ("before", "after"):
+    for when in _WHEN:
         rows[f"mrr_{when}"] = 1.0 / rows[f"rank_{when}"]
         rows[f"prob_{when}"] = np.exp(rows[f"log_prob_{when}"])
-    measures = [f"{measure}_{when}" for measure in MEASURES for when in ("before", "after")]
+    measures = [name for measure in MEASURES for when in _WHEN if (name := f"{measure}_{when}") in rows]
     summed = []
     for key, group in rows.groupby([*by, "ranking", "k"], sort=False, dropna=False):
         values = group[measures].to_numpy(dtype=np.float64)
@@ -185,4 +193,7 @@ def _groups(facts: Sequence[Fact], by: str | Sequence[str] | None) -> list[dict[
     missing = [name for name in names if name not in facts[0].columns]
     if missing:
         raise ValueError(f"the facts have no column {missing[0]!r} to group by; there are {list(facts[0].columns)}.")
+    taken = [name for name in names if name in _TAKEN]
+    if taken:
+        raise ValueError(f"by={taken[0]!r}: the result has a column of that name itself; rename it in the facts.")
     return [{name: fact.columns[name] for name in names} for fact in facts]

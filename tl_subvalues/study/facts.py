@@ -1,6 +1,11 @@
-"""Facts: prompts and their targets, from a table or a CSV file, every row checked before anything runs."""
+"""Facts: prompts and their targets, from a table or a CSV file, every row checked before anything runs.
+
+A target, and what it is measured against, is one word or several: in a cell of a CSV file a JSON list, [" Paris",
+" Rome"]; in a DataFrame's a list. A word that begins with a bracket itself is written as a list of one.
+"""
 
 import csv
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +16,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from tl_subvalues.errors import shown
-from tl_subvalues.model_view import ModelView, prompt_tokens, resolve_target
+from tl_subvalues.model_view import ModelView, prompt_tokens
+from tl_subvalues.readout.asked import Asked, asked
+from tl_subvalues.readout.targets import Measure
 
 COLUMNS = ("prompt", "target")
 _SHOWN = 5
+# What spreadsheets write in countries where the comma is in numbers, and what else files are separated by.
+_OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 
 @dataclass(frozen=True)
@@ -28,19 +37,25 @@ class Row:
 
 @dataclass(frozen=True)
 class Fact:
-    """A prompt and the token that should follow it."""
+    """A prompt and what should follow it. `place` says where it stands, as a row's does."""
 
     tokens: Int[Tensor, " pos"]
-    target_id: int
+    asked: Asked
     columns: Mapping[str, Any]
+    place: str
 
 
 @dataclass(frozen=True)
 class Facts:
-    """The facts that can be used, and what was wrong with the others ("line 3: …")."""
+    """The facts that can be used, all of one measure, and what was wrong with the others ("line 3: …")."""
 
     facts: list[Fact]
     skipped: list[str]
+
+    @property
+    def measure(self) -> Measure:
+        """What all their targets are measured by."""
+        return self.facts[0].asked.measure
 
 
 def read_rows(source: Any) -> list[Row]:
@@ -98,6 +113,11 @@ def _numbered(reader: Any, name: str) -> Iterator[tuple[int, list[str]]]:
 def _require_columns(names: list[str], what: str) -> None:
     missing = [name for name in COLUMNS if name not in names]
     if missing:
+        for separator, called in _OTHER_SEPARATORS.items():
+            if set(COLUMNS) <= {name.strip('" ') for name in ",".join(names).split(separator)}:
+                raise ValueError(
+                    f"{what} separates its columns by {called} where commas are needed; save it with commas."
+                )
         raise ValueError(f"{what} has no column {' and '.join(missing)}; facts have the columns prompt and target.")
 
 
@@ -111,7 +131,8 @@ def check_facts(view: ModelView, rows: list[Row], *, on_error: str = "stop", pre
         prepend_bos: as in `trace`.
 
     Raises:
-        ValueError: for bad rows with on_error="stop", and if none is left.
+        ValueError: for bad rows with on_error="stop", if none is left, and if some have an `against` and others have
+            none, for what they are measured by cannot be put together.
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error is 'stop' or 'skip', got {on_error!r}.")
@@ -128,14 +149,42 @@ def check_facts(view: ModelView, rows: list[Row], *, on_error: str = "stop", pre
         )
     if not facts:
         raise ValueError(f"no facts: {problems[0] if problems else 'there are no rows'}.")
+    first = {fact.asked.measure: fact.place for fact in reversed(facts)}
+    if len(first) > 1:
+        raise ValueError(
+            f"{first['log_prob_diff']} has an against and {first['log_prob']} has none: differences and "
+            "log-probabilities have no mean together; give every row one, or none."
+        )
     return Facts(facts, problems)
 
 
 def _fact(view: ModelView, row: Row, prepend_bos: bool | None) -> Fact:
     if row.problem:
         raise ValueError(row.problem)
-    prompt, target = row.columns["prompt"], row.columns["target"]
-    for name, value in (("prompt", prompt), ("target", target)):
-        if value is None or (isinstance(value, float) and value != value) or value == "":
+    for name in COLUMNS:
+        if _empty(row.columns[name]):
             raise ValueError(f"the {name} is empty")
-    return Fact(prompt_tokens(view, prompt, prepend_bos), resolve_target(view, target), row.columns)
+    prompt, target, against = (row.columns.get(name) for name in (*COLUMNS, "against"))
+    wanted = asked(view, _words(target), None if _empty(against) else _words(against))
+    return Fact(prompt_tokens(view, prompt, prepend_bos), wanted, row.columns, row.place)
+
+
+def _empty(cell: Any) -> bool:
+    """Whether nothing stands in a cell; an empty list is something, and refused as such."""
+    return (
+        cell is None
+        or cell is pd.NA
+        or (isinstance(cell, float) and cell != cell)
+        or (isinstance(cell, str) and cell == "")
+    )
+
+
+def _words(cell: Any) -> Any:
+    """What a cell asks for: the words of a JSON list that is not empty, and anything else as it is."""
+    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
+        return cell
+    try:
+        words = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return words or cell

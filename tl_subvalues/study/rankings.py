@@ -26,9 +26,15 @@ from tl_subvalues.importance.search import rank
 from tl_subvalues.labels import ffn_neuron_label
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.readout import Readout
+from tl_subvalues.readout.targets import Measure
 from tl_subvalues.tracing.trace import Trace
 
 Scores = Callable[[Trace], Tensor]
+
+_NO_PROBABILITY = (
+    "the ranking prob_increase is for targets by themselves: what is measured against others is a difference, which "
+    "has no probability; leave it out, or rank by log_prob_increase, which is then the difference's."
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Ranking:
 
     scores: Scores
     shortcut: Callable[[Trace, int], list[str]] | None = None
+    only: Measure | None = None  # the measure of the only targets that it ranks for; None is any
 
     def __call__(self, trace: Trace) -> Tensor:
         """Score of every FFN neuron, layer after layer."""
@@ -85,7 +92,7 @@ def ffn_parts(trace: Trace) -> list[tuple[int, NeuronSubvalues]]:
 
 
 def log_prob_increase(trace: Trace) -> Float[Tensor, " neuron"]:
-    """How much each neuron's subvalue raises the target's log-probability, in nats."""
+    """How much each neuron's subvalue raises the target's measure, in nats: log p, or the difference asked for."""
     return _swept(trace.candidates("ffn_neuron"))
 
 
@@ -98,6 +105,8 @@ def prob_increase(trace: Trace) -> Float[Tensor, " neuron"]:
 
 
 def _by_probability(trace: Trace) -> Candidates:
+    if trace.measure != "log_prob":
+        raise ValueError(_NO_PROBABILITY)
     return replace(trace.candidates("ffn_neuron"), by_prob=True)
 
 
@@ -163,7 +172,9 @@ def at_random(seed: int) -> Ranking:
     """Scores drawn at random: other ones for another seed, prompt or target, the same ones whenever they are drawn."""
 
     def random(trace: Trace) -> Float[Tensor, " neuron"]:
-        what = f"{seed} {trace.tokens.tolist()} {trace.target_id} {trace.position}"
+        one = len(trace.target_ids) == 1 and trace.against_ids is None
+        words = trace.target_id if one else [trace.target_ids, trace.against_ids]
+        what = f"{seed} {trace.tokens.tolist()} {words} {trace.position}"
         own = int.from_bytes(hashlib.sha256(what.encode()).digest()[:7], "big")
         total = sum(len(parts) for _, parts in ffn_parts(trace))
         return torch.rand(total, generator=torch.Generator().manual_seed(own), dtype=torch.float64)
@@ -183,7 +194,7 @@ def _top_by_probability(trace: Trace, k: int) -> list[str]:
 
 RANKINGS: dict[str, Ranking] = {
     "log_prob_increase": Ranking(log_prob_increase, _top_by_log_probability),
-    "prob_increase": Ranking(prob_increase, _top_by_probability),
+    "prob_increase": Ranking(prob_increase, _top_by_probability, only="log_prob"),
     "coefficient": Ranking(coefficient),
     "norm": Ranking(norm),
     "coefficient_times_norm": Ranking(coefficient_times_norm),
@@ -193,14 +204,21 @@ RANKINGS: dict[str, Ranking] = {
 }
 
 
-def chosen_rankings(rankings: Mapping[str, Scores] | Sequence[str] | None, seed: int) -> dict[str, Ranking]:
+def chosen_rankings(
+    rankings: Mapping[str, Scores] | Sequence[str] | None, seed: int, measure: Measure = "log_prob"
+) -> dict[str, Ranking]:
     """The rankings to compare, by name; "random", drawn from `seed`, always among them.
 
+    Args:
+        rankings: names, functions by name, or None for all that rank for the measure.
+        seed: of "random".
+        measure: of the targets.
+
     Raises:
-        ValueError: for a name that is not in `RANKINGS`, or a ranking that is no function.
+        ValueError: for a name that is not in `RANKINGS`, a ranking that is no function, or not for the measure.
     """
     if rankings is None:
-        rankings = RANKINGS
+        rankings = {name: one for name, one in RANKINGS.items() if one.only in (None, measure)}
     if isinstance(rankings, str):
         rankings = [rankings]
     if not isinstance(rankings, Mapping):
@@ -214,4 +232,6 @@ def chosen_rankings(rankings: Mapping[str, Scores] | Sequence[str] | None, seed:
         if not callable(scores):
             raise ValueError(f"ranking {name!r} is a function from a trace to scores, got {type(scores).__name__}.")
     known = {name: one if isinstance(one, Ranking) else Ranking(one) for name, one in rankings.items()}
+    if any(one.only not in (None, measure) for one in known.values()):
+        raise ValueError(_NO_PROBABILITY)
     return {**known, "random": at_random(seed)}

@@ -187,7 +187,7 @@ def run_settings(view: Any, facts: Sequence[Any], **settings: Any) -> Callable[[
     """
 
     def found() -> dict[str, Any]:
-        content = [[fact.tokens.tolist(), fact.target_id] for fact in facts]
+        content = [[fact.tokens.tolist(), fact.asked.ids, fact.asked.against] for fact in facts]
         return {
             "package": importlib.metadata.version("tl-subvalues"),
             "model": view.name,
