@@ -101,7 +101,7 @@ def test_activations(trace, ax) -> None:
     assert bars[4].get_width() == pytest.approx(table["score"].iloc[4:].sum(), abs=1e-6)
     names = [tick.get_text() for tick in ax.get_yticklabels()]
     assert names == [*table["label"].head(4), f"{len(table) - 4} others, summed"]
-    assert f"coefficient, {table['score'].sum():+.2f}" in ax.get_xlabel()
+    assert f"coefficient, {table['score'].sum():+.2f}".replace("-", "−") in ax.get_xlabel()
     assert label in ax.get_title()
     assert ax.yaxis_inverted()
     kinds = {"attn": matplotlib.colors.to_rgba("#0072B2"), "mlp": matplotlib.colors.to_rgba("#E69F00")}

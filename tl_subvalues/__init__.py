@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tl_subvalues.importance.increases import prob_increase as prob_increase
     from tl_subvalues.loading.models import load_model as load_model
     from tl_subvalues.readout.readout import Readout as Readout
+    from tl_subvalues.show.plots import plot_evaluation as plot_evaluation
     from tl_subvalues.study.collect import collect as collect
     from tl_subvalues.study.evaluate import evaluate as evaluate
     from tl_subvalues.study.rankings import RANKINGS as RANKINGS
@@ -53,6 +54,7 @@ _HOMES = {
     "ffn_subvalues": "decomposition.stacks",
     "load_model": "loading.models",
     "log_prob_increase": "importance.increases",
+    "plot_evaluation": "show.plots",
     "prob_increase": "importance.increases",
     "trace": "tracing.prompt",
     "trace_answer": "tracing.answer",

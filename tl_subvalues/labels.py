@@ -28,10 +28,7 @@ PART_OF: Mapping[Unit, Sublayer | None] = {
     "ffn_neuron": "mlp",
 }
 
-_AT, _FROM = (
-    r"(?:@(?P<at>\d+))?",
-    r"@(?P<position>\d+)(?:>(?P<at>\d+))?",
-)  # What the components of each unit are called, many at once.
+# What the components of each unit are called, many at once.
 NAMES: Mapping[Unit, str] = {
     "sublayer": "sublayers",
     "head": "attention heads",
@@ -40,6 +37,7 @@ NAMES: Mapping[Unit, str] = {
     "ffn_neuron": "FFN neurons",
 }
 
+_AT, _FROM = r"(?:@(?P<at>\d+))?", r"@(?P<position>\d+)(?:>(?P<at>\d+))?"
 _PATTERNS: tuple[tuple[Unit, re.Pattern[str]], ...] = (
     ("sublayer", re.compile(rf"(?P<layer>\d+)_(?P<sublayer>attn|mlp|{'|'.join(MIXERS)})_out{_AT}", re.ASCII)),
     ("head", re.compile(r"L(?P<layer>\d+)H(?P<head>\d+)(?:@>(?P<at>\d+))?", re.ASCII)),

@@ -145,6 +145,38 @@ def query_table(unit: Unit, scores: QueryScores, top: int | None, tokens: Sequen
     return table
 
 
+def compare_table(
+    unit: Unit, labels: Sequence[str], increases: Sequence[Sequence[float | None]], tokens: Sequence[Sequence[str]]
+) -> pd.DataFrame:
+    """One row a component, with its increases in two traces; those first that differ most, last what one has not.
+
+    Of what reads a source position, `token` and `token_other` are what stands there in either prompt.
+
+    Args:
+        unit: kind of component.
+        labels: of the components.
+        increases: of each in the two traces; None where it is not there.
+        tokens: of the two prompts.
+    """
+    components = [parse_label(label) for label in labels]
+    table = pd.DataFrame({"label": pd.Series(labels, dtype=object)})
+    for name in [name for name in COLUMNS[unit] if name not in ("coefficient", "token")]:
+        values = [getattr(component, name) for component in components]
+        if name != "expert" or any(value is not None for value in values):
+            table[name] = pd.Series(values, dtype="Int64" if name == "expert" else _DTYPES[name])
+    if "token" in COLUMNS[unit]:
+        for name, prompt in zip(("token", "token_other"), tokens, strict=True):
+            read = [prompt[position] if position < len(prompt) else pd.NA for position in table["position"]]
+            table[name] = pd.Series(read, dtype=object)
+    for name, found in zip(("increase", "increase_other"), increases, strict=True):
+        table[name] = pd.Series(found, dtype=np.float64)
+    table["difference"] = table["increase"] - table["increase_other"]
+    order = table["difference"].abs().sort_values(ascending=False, kind="stable", na_position="last").index
+    table = table.loc[order].reset_index(drop=True)
+    table.attrs = {"unit": unit}
+    return table
+
+
 def curve_table(curves: Sequence[tuple[Target, Curve]]) -> pd.DataFrame:
     """One row a step: what each of the targets is there, over the same components."""
     labels = curves[0][1].labels

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from tl_subvalues.show import plots
+from tl_subvalues.show import graph_plot
 from tl_subvalues.show.attribution_graph import attribution_graph
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.effects import FROZEN_RULES
@@ -83,7 +83,7 @@ class Graph:
 
     def plot(self, *, ax: Any = None) -> Any:
         """Positions from left to right, layers upwards; lines as wide as what flows."""
-        return plots.graph(self.nodes, self.edges, self.trace.str_tokens, ax)
+        return graph_plot.graph(self.nodes, self.edges, self.trace.str_tokens, ax)
 
 
 def graph_of(trace: "Trace", nodes: int, edges: float, rule: GraphRule) -> Graph:

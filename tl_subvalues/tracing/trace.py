@@ -17,6 +17,7 @@ from tl_subvalues.importance.candidates import Candidates, Ranked
 from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.search import rank, require_top
 from tl_subvalues.labels import Unit, labels_in, require_different, sublayer_label
+from tl_subvalues.model_view import decode_each
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.reading import Known, Reading, read
@@ -33,6 +34,7 @@ from tl_subvalues.show.tables import (
     value_neurons_in,
     vocabulary_table,
 )
+from tl_subvalues.tracing.compare import compare
 from tl_subvalues.tracing.graph import Graph, GraphRule, graph_of
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.activation import By, activation_scores
@@ -75,6 +77,12 @@ class Trace:
     def target_ids(self) -> list[int]:
         """Token ids of all the target's words."""
         return list(self.target.ids)
+
+    @property
+    def against_tokens(self) -> list[str] | Literal["rest"] | None:
+        """Texts of what the target is measured against, "rest", or nothing."""
+        ids = self.against_ids
+        return decode_each(self.run.view, ids) if isinstance(ids, list) else ids
 
     @property
     def against_ids(self) -> list[int] | Literal["rest"] | None:
@@ -248,6 +256,25 @@ class Trace:
         effects = effects_of(self.run, self.tokens, self.target, gamma, wanted)
         return effect_table(effects, self.str_tokens, sinks(self.run))
 
+    def compare(self, other: "Trace", unit: Unit = "head", top: int | None = 300) -> pd.DataFrame:
+        """Another trace of this model beside this one, another prompt or another target, component by component.
+
+        Columns label, layer and so on, increase, increase_other (nats) and difference (increase − increase_other), the
+        largest |difference| first; of what reads a source position also token and token_other. What one of the traces
+        has not (an idle expert, a position that its prompt does not reach) is NaN there, and stands last.
+
+        Args:
+            other: the other trace.
+            unit: "sublayer" or "head", of which all are compared; "head_position", "attn_neuron" or "ffn_neuron", of
+                which those are that are among the highest of either trace, each evaluated exactly in both.
+            top: how many of each trace; None is all.
+
+        Raises:
+            ValueError: for traces of two models or of two measures, an unknown unit, and a `top` that is no number.
+            UnsupportedModelError: as the table of the unit.
+        """
+        return compare((self, other), unit, top)
+
     @no_autocast_no_grad
     def graph(self, *, nodes: int = 64, edges: float = 0.98, rule: GraphRule = "frozen") -> Graph:
         """What fed the output: the strongest FFN neurons at positions, what each added to later ones, and through what.
@@ -312,7 +339,7 @@ class Trace:
         return pd.Series(ablate(self.run.view, self, labels, mode, position, reference))
 
     def plot_layers(self, *, ax: Any = None) -> Any:
-        """Bars: log-probability increase of every attention and FFN output, by layer."""
+        """Bars: increase of every sublayer's output, by layer."""
         return plots.layers(self.layers(), self._title(), ax)
 
     def plot_heads(self, *, ax: Any = None) -> Any:
@@ -330,12 +357,19 @@ class Trace:
         """Lines: log p and p as the rows of a table (by default `layers()`) are added one at a time."""
         return plots.curve(self.curve(self.layers() if table is None else table), self._title(), ax)
 
+    def plot_compare(self, other: "Trace", unit: Unit = "head", top: int | None = 15, *, ax: Any = None) -> Any:
+        """Bars: the components that differ most between two traces of this model, in both. See `compare`."""
+        number = require_top(top)
+        table = self.compare(other, unit, None if number is None else max(300, number))
+        return plots.compare(table, (self._title(), other._title()), ax, number)
+
     def plot_activations(self, label: str, by: By = "sublayer", top: int | None = 15, *, ax: Any = None) -> Any:
         """Bars: the components that drove a neuron most, and all others together."""
-        return plots.activations(self.activations(label, by), self._title(), ax, require_top(top))
+        return plots.activations(self.activations(label, by), self._title(), ax, require_top(top), self.str_tokens)
 
     def _title(self) -> str:
-        return plots.title("".join(self.str_tokens[: self.position + 1]), self.target_token)
+        prompt = "".join(self.str_tokens[: self.position + 1])
+        return plots.title(prompt, self.target_tokens, self.against_tokens)
 
     @cached_property
     def reading(self) -> Reading:
