@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
         "ablation",
         "show",
     },
-    "study": {"numerics", "model_view", "readout", "decomposition", "importance", "ablation", "tracing"},
+    "study": {"numerics", "model_view", "readout", "decomposition", "importance", "upstream", "ablation", "tracing"},
     "command": {"loading", "model_view", "baevski18", "decomposition", "show", "tracing", "study"},
 }
 GROUND = {"errors", "labels", "progress"}

@@ -137,7 +137,9 @@ def test_a_ranking_of_one_s_own(tokens: Tensor) -> None:
     assert chosen["mine"].top(trace, 96) == tlsv.RANKINGS["norm"].top(trace, 96)[::-1]
     assert chosen["random"].top(trace, 5) == at_random(3).top(trace, 5)
     assert list(chosen_rankings(["norm"], 0)) == ["norm", "random"]
-    assert list(chosen_rankings(None, 0)) == list(tlsv.RANKINGS)
+    ours = [name for name, one in tlsv.RANKINGS.items() if one.of.unit == "ffn_neuron"]
+    assert list(chosen_rankings(None, 0)) == ours
+    assert len(ours) == 17
     with pytest.raises(ValueError, match="one score for each of 96"):
         chosen_rankings({"short": lambda trace: torch.zeros(3)}, 0)["short"].top(trace, 2)
     with pytest.raises(ValueError, match="NaN"):

@@ -1,6 +1,7 @@
-"""Does a ranking find the neurons that matter? Over many facts, the top k of each ranking are ablated.
+"""Does a ranking find the parts that matter? Over many facts, the top k of each ranking are ablated.
 
-For every fact, the top k FFN neurons of each ranking are set to zero at every position, and the target's rank,
+For every fact, the top k FFN neurons (attention neurons, heads) of each ranking are set to zero, at every position or
+where their label says, and the target's rank,
 probability and log-probability are read again (arXiv 2312.12141, section 4), and so is the difference where it is
 measured against other words. All of a fact's ablations are rows of the
 same prompt, run in batches.
@@ -21,7 +22,8 @@ from tl_subvalues.progress import bar
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.study.facts import Fact, check_facts, read_rows
 from tl_subvalues.study.output import require_writable_table, write_table
-from tl_subvalues.study.rankings import Ranking, Scores, chosen_rankings
+from tl_subvalues.study.ranked import RankedUnit, Ranking, Scores
+from tl_subvalues.study.rankings import chosen_rankings
 from tl_subvalues.study.record import record_path, resumed, run_settings
 from tl_subvalues.study.traced import Tracer
 from tl_subvalues.tracing.trace import Trace
@@ -44,6 +46,7 @@ def evaluate(
     *,
     rankings: Mapping[str, Scores] | Sequence[str] | None = None,
     ks: Iterable[SupportsIndex] = KS,
+    unit: RankedUnit = "ffn_neuron",
     seed: SupportsIndex = 0,
     by: str | Sequence[str] | None = None,
     scale: Scale = "frozen",
@@ -53,16 +56,19 @@ def evaluate(
     record: Any = None,
     show_progress: bool | None = None,
 ) -> pd.DataFrame:
-    """Compare rankings of FFN neurons by what ablating their top k does to the target, over many facts.
+    """Compare rankings of FFN neurons, attention neurons or heads by what ablating their top k does to the target.
 
     Args:
         model: a TransformerLens model.
         facts: a DataFrame, or a CSV file's path, with columns prompt and target (text of one token, or its id; several
             words, for any of them, as a list, in a CSV file as JSON: [" Paris", " Rome"]), and if need be against, what
             the target is measured against: a word, several, or "rest". Every row has one or none has.
-        rankings: names out of `tlsv.RANKINGS` or a dictionary of functions from a trace to scores; None is all of
-            `tlsv.RANKINGS`. "random" is always among them.
-        ks: how many neurons to ablate.
+        rankings: names out of `tlsv.RANKINGS` or a dictionary of functions from a trace to the scores of its FFN
+            neurons; None is all of `tlsv.RANKINGS` that rank `unit`. A random one is always among them. Most rank
+            neurons that are then ablated at every position; "total_effect_gradient", "_frozen" and "_half" rank each
+            neuron at each position, and ablate it there.
+        ks: how many to ablate.
+        unit: whose rankings `None` stands for: "ffn_neuron", "attn_neuron" or "head".
         seed: of the random ranking and of the bootstrap.
         by: a column (or columns) of the facts: one set of rows for each of its values, in front.
         scale: as in `trace`, for the rankings that read the residual stream.
@@ -92,7 +98,7 @@ def evaluate(
     path = record_path(record, out)
     checked = check_facts(view, read_rows(facts), on_error=on_error, prepend_bos=prepend_bos)
     groups = _groups(checked.facts, by)
-    chosen = chosen_rankings(rankings, seed, checked.measure)
+    chosen = chosen_rankings(rankings, seed, checked.measure, unit)
     tracer = Tracer(view, scale)
 
     def work(number: int) -> dict[str, Any]:

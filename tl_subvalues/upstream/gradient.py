@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.everywhere import neurons
 from tl_subvalues.decomposition.run import Run
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.numerics.blocks import affine
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
@@ -83,7 +84,12 @@ class _Watch:
 
     @torch.no_grad()
     def _take_inner(self, gradient: Tensor) -> None:
-        assert self._output is not None
+        if self._output is None:
+            raise UnsupportedModelError(
+                f"{self._run.view.name}: this release of TransformerLens shows what {self._sublayer} of layer "
+                f"{self._layer} adds, but goes on with a copy, so that no gradient reaches it; use TransformerLens 4, "
+                "or rule='frozen'."
+            )
         own = self._cast(gradient.reshape(1, self._run.n_positions, -1))
         inner: tuple[Tensor, ...] = (own,)
         if self._sublayer == "attn":

@@ -1,0 +1,92 @@
+"""Rankings by what parts do through the rest of the model: total effects by each rule, and integrated gradients."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
+from tl_subvalues.study.ranked import (
+    ATTN_NEURONS,
+    FFN_NEURONS,
+    FFN_NEURONS_AT_POSITIONS,
+    Contenders,
+    Ranking,
+)
+from tl_subvalues.tracing.trace import Trace
+from tl_subvalues.upstream.effects import EffectRule
+from tl_subvalues.upstream.integrated import integrated_effects
+from tl_subvalues.upstream.summed import summed_effects
+
+
+def neurons_at_positions(rule: EffectRule) -> Ranking:
+    """The total effect of each FFN neuron at one position; that position alone is ablated."""
+
+    def scores(trace: Trace) -> Float[Tensor, " part"]:
+        table = trace.effects("ffn_neuron", top=None, rule=rule)
+        return _in_order(trace, FFN_NEURONS_AT_POSITIONS, table)
+
+    def top(trace: Trace, k: int) -> list[str]:
+        return [str(label) for label in trace.effects("ffn_neuron", top=k, rule=rule, largest=True)["label"]]
+
+    return Ranking(scores, top, of=FFN_NEURONS_AT_POSITIONS)
+
+
+def neurons_at_the_last(rule: EffectRule) -> Ranking:
+    """The total effect of each FFN neuron at the trace's position; it is ablated everywhere, as by its increase."""
+
+    def scores(trace: Trace) -> Float[Tensor, " neuron"]:
+        table = trace.effects("ffn_neuron", top=None, positions="last", rule=rule)
+        return _in_order(trace, FFN_NEURONS, table.assign(label=table["label"].str.partition("@")[0]))
+
+    return Ranking(scores, of=FFN_NEURONS)
+
+
+def everywhere(of: Contenders, rule: EffectRule) -> Ranking:
+    """The total effect of each FFN neuron or head, summed over all positions where it adds something."""
+
+    @no_autocast_no_grad
+    def scores(trace: Trace) -> Float[Tensor, " part"]:
+        final = trace.run.activations.final_residual(trace.position)[0]
+        gamma = trace.readout.gradient(trace.target, final)
+        layers = summed_effects(trace.run, trace.tokens, trace.target, gamma, of.unit, rule)
+        return torch.cat([effects for groups in layers.values() for effects in groups])
+
+    return Ranking(scores, of=of)
+
+
+def attn_neurons(rule: EffectRule) -> Ranking:
+    """The total effect of each attention neuron, from each source position to the trace's."""
+
+    def scores(trace: Trace) -> Float[Tensor, " part"]:
+        return _in_order(trace, ATTN_NEURONS, trace.effects("attn_neuron", top=None, positions="last", rule=rule))
+
+    def top(trace: Trace, k: int) -> list[str]:
+        table = trace.effects("attn_neuron", top=k, positions="last", rule=rule, largest=True)
+        return [str(label) for label in table["label"]]
+
+    return Ranking(scores, top, of=ATTN_NEURONS)
+
+
+def _in_order(trace: Trace, of: Contenders, table: Any) -> Float[Tensor, " part"]:
+    """A table's total effects in the order of the contenders; of those that it lacks, 0."""
+    labels = of.labels(trace, torch.arange(of.count(trace)))
+    effects = table.set_index("label")["total_effect"].reindex(labels, fill_value=0.0)
+    return torch.from_numpy(effects.to_numpy(dtype="float64", copy=True))
+
+
+@no_autocast_no_grad
+def integrated_gradients(trace: Trace, steps: int = 8) -> Float[Tensor, " neuron"]:
+    """Integrated gradients of each FFN neuron from zero, summed over positions (Sundararajan et al. 2017), in nats.
+
+    The outputs of all FFN sublayers go from 0 to those of the run together; a neuron's score is ⟨what it adds, the mean
+    gradient on the way⟩. Up to the steps' error the neurons and the sublayers' bias terms add up to the measure less
+    its value with all FFN outputs at zero.
+
+    Args:
+        trace: of a prompt and a target.
+        steps: midpoints of the way, each a forward and a backward pass.
+    """
+    layers = integrated_effects(trace.run, trace.tokens, trace.target, steps)
+    return torch.cat([effects for groups in layers.values() for effects in groups])
