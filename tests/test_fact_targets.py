@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import zoo
-from test_warnings import PROMPT, said, spoken
+from helpers import zoo
+from helpers.spoken import PROMPT, said, spoken
 from torch import Tensor
 
 import tl_subvalues as tlsv

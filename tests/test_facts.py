@@ -46,14 +46,14 @@ def test_bad_rows_are_named_by_line(view: object, tmp_path: Path) -> None:
     assert [problem.split(":")[0] for problem in checked.skipped] == ["line 3", "line 6", "line 8", "line 9"]
     assert [fact.columns["kind"] for fact in checked.facts] == ["a", "b", "d"]
     assert [fact.tokens.tolist() for fact in checked.facts] == [[3, 4], [3, 7, 8], [5, 4]]
-    assert [fact.target_id for fact in checked.facts] == [5, 9, 3]
+    assert [fact.asked.ids for fact in checked.facts] == [(5,), (9,), (3,)]
 
 
 def test_tables(view: object) -> None:
     """A DataFrame may hold token ids; a missing value is a bad row."""
     table = pd.DataFrame({"prompt": ["w3 w4", [3, 4], None, "w3"], "target": ["w5", 6, "w5", float("nan")]})
     checked = check_facts(view, read_rows(table), on_error="skip", prepend_bos=False)
-    assert [(fact.tokens.tolist(), fact.target_id) for fact in checked.facts] == [([3, 4], 5), ([3, 4], 6)]
+    assert [(fact.tokens.tolist(), fact.asked.ids) for fact in checked.facts] == [([3, 4], (5,)), ([3, 4], (6,))]
     assert checked.skipped == ["row 2: the prompt is empty", "row 3: the target is empty"]
 
 

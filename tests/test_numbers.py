@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-import zoo
+from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-import zoo
+from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv

@@ -2,42 +2,17 @@
 
 import json
 import re
-import warnings
 from pathlib import Path
-from typing import Any
 
 import pytest
-import tokenizers
 import torch
-import transformers
-import zoo
+from helpers import zoo
+from helpers.spoken import PROMPT, said, spoken
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import faults
 
-PROMPT = [5, 9, 7]
 ROOT = Path(__file__).parents[1]
-
-
-def spoken(model: Any, likely: str, unlikely: str, folder: Path, prompt: list[int] = PROMPT) -> Any:
-    """A model whose most probable token after a prompt is one piece of text, and whose least probable is another."""
-    logits = model(torch.tensor([prompt]))[0, -1]
-    pieces = [(f"<{i}>", -20.0) for i in range(zoo.VOCAB)]
-    pieces[int(logits.argmax())], pieces[int(logits.argmin())] = (likely, -1.0), (unlikely, -1.0)
-    made = transformers.PreTrainedTokenizerFast(
-        tokenizer_object=tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=0)),
-        **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), "<0>"),
-    )
-    made.save_pretrained(folder)
-    model.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    return model
-
-
-def said(call: Any, category: type[Warning]) -> list[str]:
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        call()
-    return [str(warning.message) for warning in caught if issubclass(warning.category, category)]
 
 
 def test_a_missing_space_is_said(tmp_path: Path) -> None:
