@@ -7,7 +7,8 @@ import matplotlib
 from rich.console import Console
 
 import tl_subvalues as tlsv
-from tl_subvalues.command.report import make_report, print_rich
+from tl_subvalues.command.report import make_report
+from tl_subvalues.command.screen import print_rich
 
 
 def main() -> None:

@@ -102,7 +102,10 @@ def test_pictures(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("arguments", "says"),
     [
         (["trace"], "PROMPT"),
-        (["trace", "w3"], "--target"),
+        (["trace", "w3", "--target", ""], "empty"),
+        (["trace", "w3", "--target", "w4", "--target", "w4"], "twice"),
+        (["trace", "w3", "--target", "w4", "--against", "w4"], "leave it out"),
+        (["trace", "w3", "--against", "rest", "--against", "w4"], "--against rest"),
         (["nonsense"], "nonsense"),
         (["trace", "w3", "--target", "w4 w5"], "'w4' (4) + 'w5' (5)"),
         (["trace", "", "--target", "w4"], "empty"),

@@ -9,7 +9,7 @@ from helpers import zoo
 from rich.console import Console
 
 import tl_subvalues as tlsv
-from tl_subvalues.command import report
+from tl_subvalues.command import report, screen
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +19,7 @@ def made(tokens: torch.Tensor) -> report.Report:
 
 def test_a_terminal_shows_all_rows(made: report.Report) -> None:
     """Every label and number of every table, and the headline's totals."""
-    shown = report.render(made, Console(width=200))
+    shown = screen.render(made, Console(width=200))
     assert list(made.tables)[-2:] == ["activations", "query_ffn_neurons"]
     for table in made.tables.values():
         (column,) = {"log_prob_increase", "score", "query_score"} & set(table)
@@ -40,7 +40,7 @@ def test_what_switched_the_first_neuron_on(tokens: torch.Tensor, made: report.Re
     assert shown["share"].to_numpy() == pytest.approx((expected["score"] / first["coefficient"]).to_numpy(), rel=1e-4)
     read = [trace.str_tokens[int(x.split("@")[1])] if "@" in x else "" for x in shown["label"]]
     assert shown["token"].tolist() == read
-    assert first["label"] in report.render(made, Console(width=200))
+    assert first["label"] in screen.render(made, Console(width=200))
     query = made.tables["query_ffn_neurons"]
     assert query["label"].tolist() == trace.query_ffn_neurons(trace.ffn_neurons(300), top=4)["label"].tolist()
     coefficients = trace.ffn_neurons(None).set_index("label")["coefficient"]
@@ -61,7 +61,7 @@ def test_a_model_without_ffn(tokens: torch.Tensor) -> None:
     made = report.make_report(tlsv.trace(zoo.hooked("attn_only"), tokens, 5), model="tiny", top=4)
     assert "ffn_neurons" not in made.tables
     assert made.notes == ["No FFN neurons: the model has none."]
-    assert "No FFN neurons" in report.to_text(made)
+    assert "No FFN neurons" in screen.to_text(made)
 
 
 def test_why_a_table_is_missing(tokens: torch.Tensor) -> None:
@@ -73,8 +73,8 @@ def test_why_a_table_is_missing(tokens: torch.Tensor) -> None:
     assert set(made.tables) == {"layers", "heads", "head_positions", "ffn_neurons", "attn_neurons"}
     (note,) = made.notes
     assert "subkeys do not give its FFN coefficients" in note
-    shown = report.render(made, Console(width=1000))
-    for text in (report.to_text(made), report.to_json(made), shown):
+    shown = screen.render(made, Console(width=1000))
+    for text in (screen.to_text(made), report.to_json(made), shown):
         assert "subkeys do not give its FFN coefficients" in text
 
 
@@ -82,7 +82,7 @@ def test_markup_in_tokens_is_text(made: report.Report) -> None:
     """A token that looks like rich's markup is printed, not obeyed."""
     odd = copy.deepcopy(made)
     odd.tables["heads"]["promotes"].iloc[0][0]["token"] = "[red]x[/red]"
-    assert "[red]x[/red]" in report.render(odd, Console(width=200))
+    assert "[red]x[/red]" in screen.render(odd, Console(width=200))
 
 
 def test_totals_are_sums_of_sublayers(tokens: torch.Tensor, made: report.Report) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from tl_subvalues.command.start_up import DTYPES, load, quieten
+from tl_subvalues.command.start_up import DTYPES, debug_option, load, quieten, say, word_check
+from tl_subvalues.errors import shown
 
 Command = Callable[..., None]
 
@@ -46,6 +47,7 @@ def shared_options(function: Command) -> Command:
         click.option(
             "--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights."
         ),
+        debug_option,
     )
     for option in reversed(options):
         function = option(function)
@@ -58,20 +60,27 @@ def shared_options(function: Command) -> Command:
 @click.option("--ks", default="10,50,300", show_default=True, help="How many neurons to ablate, commas between.")
 @click.option("--seed", default=0, show_default=True, help="Of the random ranking and of the bootstrap.")
 @click.option("--by", metavar="COLUMN", help="A column of the facts: rows for each of its values.")
+@click.option("--plot", metavar="FILE", help="Save a picture of the table as .png, .svg or .pdf.")
 @shared_options
 def evaluate_command(
-    facts: str, rankings: str | None, ks: str, seed: int, by: str | None, name: str, **options: Any
+    facts: str, rankings: str | None, ks: str, seed: int, by: str | None, plot: str | None, name: str, **options: Any
 ) -> None:
-    """Compare rankings of FFN neurons: ablate the top k of each, over all facts (columns prompt, target).
+    """Compare rankings of FFN neurons: ablate the top k of each, over all facts (columns prompt, target, against).
 
     Killed at any moment, the same command goes on from where it was.
     """
+    if plot is not None:
+        from tl_subvalues.command.pictures import require_picture
+
+        require_picture(plot)
+        if by is not None:
+            raise ValueError("--plot draws one group of facts; leave --by out.")
     numbers = [k.strip() for k in ks.split(",")]
     if not all(k.isdecimal() for k in numbers):
         raise ValueError(f"--ks is numbers with commas between, got {ks!r}.")
     chosen = None if rankings is None else [ranking.strip() for ranking in rankings.split(",")]
     settings = {"rankings": chosen, "ks": tuple(int(k) for k in numbers), "seed": seed, "by": by}
-    _run("evaluate", facts, name, settings, **options)
+    _run("evaluate", facts, name, settings, plot=plot, **options)
 
 
 @click.command("collect")
@@ -80,7 +89,7 @@ def evaluate_command(
 @click.option("--positions", is_flag=True, help="Keep attention neurons at different source positions apart.")
 @shared_options
 def collect_command(facts: str, top: int, positions: bool, name: str, **options: Any) -> None:
-    """Collect the neurons and heads that raise targets most, over all facts (columns prompt, target).
+    """Collect the neurons and heads that raise targets most, over all facts (prompt, target, against).
 
     Killed at any moment, the same command goes on from where it was.
     """
@@ -99,33 +108,56 @@ def _run(
     bos: bool | None,
     device: str | None,
     dtype: str,
+    plot: str | None = None,
 ) -> None:
     # Cheap checks first: loading a model takes seconds.
     if not Path(facts).is_file():
-        raise ValueError(f"{facts}: there is no such file.")
+        raise ValueError(f"{shown(facts)}: there is no such file.")
     from tl_subvalues.study.collect import collect
     from tl_subvalues.study.evaluate import evaluate
-    from tl_subvalues.study.facts import read_rows
+    from tl_subvalues.study.facts import check_words, read_rows
     from tl_subvalues.study.output import require_writable_table
     from tl_subvalues.study.rankings import chosen_rankings
+    from tl_subvalues.study.record import record_path
 
     require_writable_table(out)
-    read_rows(facts)
+    rows = read_rows(facts)
     if what == "evaluate":
         chosen_rankings(settings["rankings"], settings["seed"])
+    if on_error == "stop":
+        check_words(rows, word_check(name))
     progress = sys.stderr.isatty()
     quieten(progress)
-    model = load(name, device, dtype)
     if record is None and out is None:
         record = str(_own_record(what, facts, name, {**settings, "scale": scale, "bos": bos, "dtype": dtype}))
     call: Callable[..., Any] = evaluate if what == "evaluate" else collect
     common = {"scale": scale, "prepend_bos": bos, "on_error": on_error, "out": out, "record": record}
-    table = call(model, facts, show_progress=progress, **common, **settings)
+    try:
+        table = call(load(name, device, dtype), facts, show_progress=progress, **common, **settings)
+    except KeyboardInterrupt:
+        _say_what_is_kept(record_path(record, out))
+        raise click.exceptions.Exit(130) from None
     for problem in table.attrs["skipped"]:
-        click.echo(f"tl-subvalues: {facts}, {problem} (left out)", err=True)
+        say(f"{facts}, {problem} (left out)")
+    if plot is not None:
+        from tl_subvalues.command.pictures import save_evaluation
+
+        save_evaluation(table, plot)
+        say(f"saved {plot}")
+    if out is not None:
+        say(f"{len(table):,} rows are written to {out}")
     if what == "evaluate" or out is None:
-        shown = table[[column for column in table.columns if not column.endswith(("_low", "_high"))]]
-        click.echo(shown.to_string(index=False, float_format="{:.4g}".format))
+        from tl_subvalues.command.fact_tables import show
+
+        show(table, terminal=sys.stdout.isatty())
+
+
+def _say_what_is_kept(record: Path | None) -> None:
+    """After Ctrl-C: how many facts are in the record, and how to go on."""
+    lines = record.read_bytes().count(b"\n") if record is not None and record.is_file() else 0
+    facts = max(0, lines - 1)  # the first line says whose record it is
+    kept = f"{facts:,} fact{'' if facts == 1 else 's'} {'is' if facts == 1 else 'are'} kept in {record}"
+    say(f"stopped; {kept}, from where the same command goes on." if facts else "stopped; nothing is kept yet.")
 
 
 def _own_record(what: str, facts: str, name: str, settings: dict[str, Any]) -> Path:

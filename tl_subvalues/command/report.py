@@ -1,18 +1,15 @@
-"""A trace as a report: the sections that the command prints, and the same as JSON.
+"""A trace as a report: what was asked, what came out, and the top of each table; as JSON.
 
 Everything that is shown is in `Report`, so that terminal, plain text and JSON cannot differ.
 """
 
+import importlib.metadata
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
-from rich.box import SIMPLE_HEAD
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from tl_subvalues.decomposition.components import coefficients_of
 from tl_subvalues.errors import UnsupportedModelError
@@ -23,35 +20,7 @@ from tl_subvalues.tracing.trace import Trace
 SCHEMA = "tl-subvalues/trace/1"
 _WORDS = 5  # tokens shown beside each row
 _VALUES = 300  # value neurons that query neurons are asked for, as in the paper
-
-_TITLES = {
-    "layers": "Sublayers that raise the log-probability most",
-    "heads": "Attention heads",
-    "head_positions": "Attention heads at one source position",
-    "ffn_neurons": "FFN neurons",
-    "attn_neurons": "Attention neurons at one source position",
-    "activations": "What switched {first} on (score; all scores add up to its {sums_to})",
-    "query_ffn_neurons": "Query neurons: what switched the top {values} FFN neurons on",
-}
-_HEADINGS = {
-    "label": "label",
-    "token": "reads",
-    "coefficient": "coefficient",
-    "log_prob_increase": "Δ log p",
-    "prob_increase": "Δ p",
-    "score": "score",
-    "share": "share",
-    "query_score": "query score",
-    "promotes": "writes",
-}
-_FORMS = {
-    "coefficient": "{:+.2f}",
-    "Δ log p": "{:+.3f}",
-    "Δ p": "{:+.2e}",
-    "score": "{:+.3f}",
-    "share": "{:+.1%}",
-    "query score": "{:+.3f}",
-}
+_VERSIONS = ("tl-subvalues", "transformer_lens", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -59,29 +28,59 @@ class Report:
     """What was asked, what came out, and the top of each table with the words that each row writes."""
 
     model: str
+    dtype: str  # of the weights
+    versions: dict[str, str]
     prompt: str
     scale: str
     tokens: list[str]
+    token_ids: list[int]
+    bos: bool  # whether the prompt begins with the model's BOS token
     position: int
-    target: str
+    target: str  # its first word
     target_id: int
+    target_tokens: list[str]
+    target_ids: list[int]
+    target_chosen: bool  # by the model, as its most probable next token
+    against_tokens: list[str] | Literal["rest"] | None
+    against_ids: list[int] | Literal["rest"] | None
+    measure: str
     log_prob: float
     prob: float
+    log_prob_diff: float | None
     rank: int
     attn_total: float  # sum of the attention sublayers' increases, in nats
     ffn_total: float
+    totals: dict[str, float]  # of every kind of sublayer, "attn", "mlp" and mixers
     tables: dict[str, pd.DataFrame]
-    notes: list[str]  # why a table is missing
+    notes: list[str]  # why a table is missing, what was left out
+    warnings: list[str]
 
 
-def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool = False) -> Report:
+def make_report(
+    trace: Trace,
+    *,
+    model: str,
+    top: int = 10,
+    chosen: bool = False,
+    warnings: Sequence[str] = (),
+    show_progress: bool = False,
+) -> Report:
     """The top of every table of a trace.
 
     `promotes` and `suppresses` are the words that a row writes in this run: a neuron's by the sign of its coefficient.
+
+    Args:
+        trace: what is reported.
+        model: what the user calls it.
+        top: rows of each table.
+        chosen: whether the target is the model's own choice.
+        warnings: what was said on the way.
+        show_progress: show how far the searches are.
     """
+    column = trace.target.column
     layers = trace.layers()
-    sums = layers.groupby("sublayer")["log_prob_increase"].sum()
-    best = layers.sort_values("log_prob_increase", ascending=False, kind="stable", ignore_index=True)
+    sums = {str(kind): float(sum_) for kind, sum_ in layers.groupby("sublayer")[column].sum().items()}
+    best = layers.sort_values(column, ascending=False, kind="stable", ignore_index=True)
     tables = {
         "layers": best.head(top),
         "heads": trace.heads(top, show_progress=show_progress),
@@ -103,22 +102,46 @@ def make_report(trace: Trace, *, model: str, top: int = 10, show_progress: bool 
             notes.append("No FFN neurons: the model has none.")
     except UnsupportedModelError as error:
         notes.append(str(error))
+    ids = trace.tokens.tolist()
     return Report(
         model=model,
-        prompt=decode_text(trace.run.view, trace.tokens.tolist()),
+        dtype=str(trace.run.view.dtype).removeprefix("torch."),
+        versions={name: importlib.metadata.version(name) for name in _VERSIONS},
+        prompt=decode_text(trace.run.view, ids),
         scale=trace.scale,
         tokens=trace.str_tokens,
+        token_ids=ids,
+        bos=ids[0] == getattr(getattr(trace.model, "tokenizer", None), "bos_token_id", None),
         position=trace.position,
         target=trace.target_token,
         target_id=trace.target_id,
+        target_tokens=trace.target_tokens,
+        target_ids=trace.target_ids,
+        target_chosen=chosen,
+        against_tokens=trace.against_tokens,
+        against_ids=trace.against_ids,
+        measure=trace.measure,
         log_prob=trace.log_prob,
         prob=trace.prob,
+        log_prob_diff=trace.log_prob_diff,
         rank=trace.rank,
-        attn_total=float(sums.get("attn", 0.0)),
-        ffn_total=float(sums.get("mlp", 0.0)),
+        attn_total=sums.get("attn", 0.0),
+        ffn_total=sums.get("mlp", 0.0),
+        totals=sums,
         tables=tables,
         notes=notes,
+        warnings=list(warnings),
     )
+
+
+def to_json(report: Report) -> str:
+    """The report as JSON, numbers unrounded; `schema` names its version."""
+    tables = {
+        name: {"rows": table.to_dict(orient="records"), "certificate": None, **table.attrs}
+        for name, table in report.tables.items()
+    }
+    fields = {name: value for name, value in vars(report).items() if name != "tables"}
+    return json.dumps({"schema": SCHEMA, **fields, **tables}, ensure_ascii=False, indent=1, default=_plain) + "\n"
 
 
 def _switched_on(trace: Trace, first: str, top: int, show_progress: bool) -> dict[str, pd.DataFrame]:
@@ -134,50 +157,6 @@ def _switched_on(trace: Trace, first: str, top: int, show_progress: bool) -> dic
     query.attrs["values"] = len(values)
     query["coefficient"] = coefficients_of(trace.run, query["label"].tolist())
     return {"activations": shown, "query_ffn_neurons": _with_words(trace, query)}
-
-
-def to_json(report: Report) -> str:
-    """The report as JSON, numbers unrounded; `schema` names its version."""
-    tables = {
-        name: {"rows": table.to_dict(orient="records"), "certificate": None, **table.attrs}
-        for name, table in report.tables.items()
-    }
-    fields = {name: value for name, value in vars(report).items() if name != "tables"}
-    return json.dumps({"schema": SCHEMA, **fields, **tables}, ensure_ascii=False, indent=1, default=_plain) + "\n"
-
-
-def to_text(report: Report) -> str:
-    """The report as plain text in columns, for a pipe or a file."""
-    sections = [_headline(report)]
-    for name, table in report.tables.items():
-        sections.append(f"{_title(name, table)}\n{_shown(table).to_string(index=False)}")
-    sections += report.notes
-    return "\n\n".join(sections) + "\n"
-
-
-def print_rich(report: Report, console: Console) -> None:
-    """The report as tables on a terminal."""
-    console.print(Text(_headline(report)))
-    for name, table in report.tables.items():
-        drawn = Table(title=f"\n{_title(name, table)}", title_justify="left", title_style="bold", box=SIMPLE_HEAD)
-        shown = _shown(table)
-        for column in shown.columns:
-            numeric = column in _FORMS
-            drawn.add_column(column, justify="right" if numeric else "left", no_wrap=column != "writes")
-        for row in shown.itertuples(index=False):
-            drawn.add_row(*(Text(str(cell)) for cell in row))
-        console.print(drawn)
-    for note in report.notes:
-        console.print(Text(note))
-
-
-def render(report: Report, console: Console) -> str:
-    """What `print_rich` would print, as text (for tests and saved transcripts)."""
-    recorder = Console(file=StringIO(), width=console.width, force_terminal=False)
-    print_rich(report, recorder)
-    file = recorder.file
-    assert isinstance(file, StringIO)
-    return file.getvalue()
 
 
 def _with_words(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
@@ -197,35 +176,6 @@ def _with_words(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
     result = table.assign(promotes=promotes, suppresses=suppresses)
     result.attrs = dict(table.attrs)
     return result
-
-
-def _headline(report: Report) -> str:
-    positions = "  ".join(f"{i}:{token!r}" for i, token in enumerate(report.tokens))
-    return (
-        f"{report.model}: {report.prompt!r} -> {report.target!r}\n"
-        f"positions  {positions}\n"
-        f"log p = {report.log_prob:.3f}, p = {report.prob:.1%}, rank {report.rank}, read at position {report.position} "
-        f"({report.scale} scale)\n"
-        f"attention sublayers together {report.attn_total:+.2f} nats, FFN sublayers {report.ffn_total:+.2f} nats"
-    )
-
-
-def _title(name: str, table: pd.DataFrame) -> str:
-    attrs = table.attrs
-    return _TITLES[name].format(first=attrs.get("neuron"), sums_to=attrs.get("sums_to"), values=attrs.get("values"))
-
-
-def _shown(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns that are printed, rounded."""
-    shown = {heading: table[name] for name, heading in _HEADINGS.items() if name in table}
-    if "promotes" in table:
-        shown["writes"] = [" ".join(repr(word["token"]) for word in words) for words in table["promotes"]]
-    for heading, form in _FORMS.items():
-        if heading in shown:
-            shown[heading] = shown[heading].map(form.format)
-    if "reads" in shown:
-        shown["reads"] = [repr(token) if token else "" for token in shown["reads"]]
-    return pd.DataFrame(shown)
 
 
 def _plain(value: Any) -> Any:

@@ -1,5 +1,7 @@
-"""What every command does first: quieten the libraries, load the model, put errors in one line."""
+"""What every command does first: its common options, quieten the libraries, load the model, put errors in one line."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,28 @@ from tl_subvalues.errors import shown, shown_value
 # Characters of a message on a terminal: beyond what our own need, short of what fills a screen.
 LONGEST = 1000
 DTYPES = ("float32", "float64", "bfloat16", "float16")
+
+
+@dataclass
+class Session:
+    """What the options of a command say to the program that runs it."""
+
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, _: click.Parameter, value: bool) -> None:
+    if value and isinstance(context.find_root().obj, Session):
+        context.find_root().obj.debug = True
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_set_debug,
+    help="Show where an error was raised, beside its one line.",
+)
 
 
 def load(name: str, device: str | None, dtype: str) -> Any:
@@ -36,26 +60,68 @@ def load(name: str, device: str | None, dtype: str) -> Any:
         raise ValueError(f"model {shown_value(name)} cannot be loaded: {first_line(error)}") from error
 
 
+def word_check(name: str) -> Callable[[Sequence[str]], None]:
+    """What refuses words that are not one token of a model, without loading it, where its tokenizer is at hand.
+
+    That is the embedded model once it was fetched; of any other model, all words pass.
+    """
+    from tl_subvalues.loading.embedded import EMBEDDED, embedded_tokenizer
+    from tl_subvalues.model_view import not_one_token
+
+    tokenizer = embedded_tokenizer() if name == EMBEDDED else None
+    if tokenizer is None:
+        return lambda words: None
+
+    def encode(text: str) -> list[int]:
+        return list(tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def refuse(words: Sequence[str]) -> None:
+        for word in words:
+            wrong = not_one_token(word, encode, lambda token: str(tokenizer.decode([token])))
+            if wrong:
+                raise ValueError(wrong)
+
+    return refuse
+
+
 def first_line(error: BaseException) -> str:
     """An error in one line of limited length: its message without the quotes that KeyError puts around it."""
     text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
     return shown(text.strip().splitlines()[0], LONGEST) if text.strip() else type(error).__name__
 
 
-def quieten(progress: bool) -> None:
-    """Keep the loaders' own warnings off the screen; their progress bars too, unless someone watches."""
+def say(message: str) -> None:
+    """One line on standard error, of limited length, with nothing in it that a terminal would obey."""
+    click.echo(f"tl-subvalues: {shown(' '.join(message.split()), LONGEST)}", err=True)
+
+
+def quieten(progress: bool) -> list[str]:
+    """Keep the loaders' own warnings off the screen; their progress bars too, unless someone watches.
+
+    This package's own warnings are said on standard error, each once.
+
+    Returns:
+        What was warned of so far; it grows.
+    """
     import logging
     import warnings
 
     from transformers.utils import logging as hf_logging
 
-    from tl_subvalues.errors import UnknownWordsWarning
+    from tl_subvalues.errors import SubvaluesWarning
+
+    said: list[str] = []
+
+    def tell(message: Warning | str, *_: Any, **__: Any) -> None:
+        said.append(str(message))
+        say(str(message))
 
     warnings.filterwarnings("ignore")
-    warnings.filterwarnings("always", category=UnknownWordsWarning)
-    warnings.showwarning = lambda message, *_, **__: click.echo(f"tl-subvalues: {shown(message, LONGEST)}", err=True)
+    warnings.filterwarnings("default", category=SubvaluesWarning)
+    warnings.showwarning = tell
     logging.getLogger().setLevel(logging.ERROR)  # TransformerLens warns through the root logger
     hf_logging.set_verbosity_error()
     hide: Any = hf_logging.disable_progress_bar
     if not progress:
         hide()
+    return said

@@ -41,6 +41,17 @@ def _folder() -> Path:
     return cache_folder() / f"{EMBEDDED}-{GGUF.sha256[:12]}{layout}-v2"
 
 
+def embedded_tokenizer() -> Any:
+    """The embedded model's tokenizer, of the package tokenizers, at once; None where the model is yet to be fetched."""
+    from tokenizers import Tokenizer
+
+    path = _folder() / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path)) if path.is_file() else None
+    except Exception:  # a damaged file: told of when the model is loaded
+        return None
+
+
 def embedded_folder(bar: StageBar | None = None) -> Path:
     """The embedded model as a folder of safetensors, configuration and tokenizer; made on first use.
 

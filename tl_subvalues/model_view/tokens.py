@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -53,11 +53,14 @@ def resolve_target(view: ModelView, target: Any) -> int:
             id outside the vocabulary, or anything else.
     """
     if isinstance(target, str):
-        ids = _encode_quietly(view, target)
-        if len(ids) != 1:
-            raise ValueError(_not_one_token(view, target, ids))
-        _require_known(view, target, int(ids[0]))
-        return int(ids[0])
+        wrong = not_one_token(
+            target, lambda text: _encode_quietly(view, text), lambda token: decode_each(view, [token])[0]
+        )
+        if wrong:
+            raise ValueError(wrong)
+        (token,) = _encode_quietly(view, target)
+        _require_known(view, target, token)
+        return token
     if isinstance(target, Tensor) and target.numel() == 1 and not (target.is_floating_point() or target.is_complex()):
         target = target.item()
     if isinstance(target, bool) or not isinstance(target, Integral):
@@ -206,12 +209,16 @@ def _require_known(view: ModelView, target: str, token: int) -> None:
         )
 
 
-def _not_one_token(view: ModelView, target: str, ids: list[int]) -> str:
+def not_one_token(target: str, encode: Callable[[str], Sequence[int]], decode: Callable[[int], str]) -> str | None:
+    """What is wrong with a target's text, in a sentence that shows its pieces; None if it is one token."""
+    ids = encode(target)
+    if len(ids) == 1:
+        return None
     if not ids:
         return f"the target {target!r} has no tokens; pass text of one token, or a token id."
-    pieces = " + ".join(f"{piece!r} ({i})" for piece, i in zip(decode_each(view, ids), ids, strict=True))
+    pieces = " + ".join(f"{decode(token)!r} ({token})" for token in ids)
     message = f"the target {target!r} is {len(ids)} tokens, {pieces}; exactly one is needed"
     for other in (f" {target}", target.strip()):
-        if other != target and other and len(found := _encode_quietly(view, other)) == 1:
+        if other != target and other and len(found := encode(other)) == 1:
             return f"{message}: {other!r} is one token ({found[0]})."
     return f"{message}: pass one of the pieces or its id."

@@ -6,7 +6,7 @@ A target, and what it is measured against, is one word or several: in a cell of 
 
 import csv
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from tl_subvalues.errors import shown
 from tl_subvalues.model_view import ModelView, prompt_tokens
-from tl_subvalues.readout.asked import Asked, asked
+from tl_subvalues.readout.asked import REST, Asked, asked
 from tl_subvalues.readout.targets import Measure
 
 COLUMNS = ("prompt", "target")
@@ -167,6 +167,26 @@ def _fact(view: ModelView, row: Row, prepend_bos: bool | None) -> Fact:
     prompt, target, against = (row.columns.get(name) for name in (*COLUMNS, "against"))
     wanted = asked(view, _words(target), None if _empty(against) else _words(against))
     return Fact(prompt_tokens(view, prompt, prepend_bos), wanted, row.columns, row.place)
+
+
+def check_words(rows: Sequence[Row], check: Callable[[list[str]], None]) -> None:
+    """Check the words that rows ask for, as far as they can be told without a model, and name the row of one refused.
+
+    Raises:
+        ValueError: what the check raises, with the row's place in front.
+    """
+    for row in rows:
+        try:
+            check([] if row.problem else _texts(row))
+        except ValueError as error:
+            raise ValueError(f"{row.place}: {error}") from error
+
+
+def _texts(row: Row) -> list[str]:
+    """The words that a row asks for as text, on both sides."""
+    cells = [_words(row.columns.get(name)) for name in ("target", "against")]
+    words = [word for cell in cells for word in (cell if isinstance(cell, list) else [cell])]
+    return [word for word in words if isinstance(word, str) and word not in ("", REST)]
 
 
 def _empty(cell: Any) -> bool:
