@@ -11,6 +11,10 @@ class UnsupportedModelError(ValueError):
     """A model, or a block of it, that cannot be decomposed exactly: which, why, and the way out."""
 
 
+class UnknownSourcesError(UnsupportedModelError):
+    """A layer whose heads cannot be told apart by source position, for a gate or a hook acts behind the mixing."""
+
+
 class SubvaluesWarning(UserWarning):
     """What this package warns of; the kinds that can be told apart are below."""
 

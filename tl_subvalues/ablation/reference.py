@@ -62,13 +62,13 @@ def reference_means(view: ModelView, places: set[Place], reference: Any) -> Mean
 def _summing_hooks(view: ModelView, place: Place, running: _Sum) -> list[tuple[str, Callable[..., None]]]:
     layer, what, source = place
     block = view.layer(layer)
-    if what in ("attn", "mlp", "post"):
+    if what != "z":
 
         def add_rows(value: Tensor, hook: Any) -> None:
             rows = value.flatten(0, -2)
             running.add(rows, len(rows))
 
-        return [(block.hook("mlp.hook_post" if what == "post" else f"hook_{what}_out"), add_rows)]
+        return [(block.hook("mlp.hook_post") if what == "post" else block.output_hook(what), add_rows)]
     n_heads, d_head, _ = block.attention().W_O.shape
     if source is None:
 

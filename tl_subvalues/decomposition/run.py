@@ -1,6 +1,7 @@
 """One prompt's run at one position: the places where its sublayers add to the residual stream, and what they add."""
 
 import copy
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -16,7 +17,7 @@ from tl_subvalues.decomposition.subvalues import (
     WholeSubvalues,
     weighted_values,
 )
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.errors import SubvaluesWarning, UnknownSourcesError, UnsupportedModelError
 from tl_subvalues.labels import PART_OF, Unit
 from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, Routed, check_sources, sum_tolerance
 
@@ -41,6 +42,7 @@ class UnitParts:
     parts: tuple[Parts, ...]
     constants: tuple[Float[Tensor, " d_model"], ...]  # what each sublayer adds beside its parts
     tolerance: float
+    left_out: tuple[int, ...] = ()  # layers that have such parts, which cannot be told apart in this run
 
     def check_sum(self, number: int, covector: Float[Tensor, " d_model"], products: Float[Tensor, " all"]) -> None:
         """Check that a sublayer's parts still add up to what the run's sublayer added, along a covector.
@@ -217,24 +219,30 @@ class Run:
     def parts_of(self, unit: Unit) -> UnitParts:
         """All parts of one unit, sublayer by sublayer.
 
+        A layer whose heads a hook keeps from being told apart by source position is left out, with a warning that
+        names it, where other layers are left.
+
         Raises:
             UnsupportedModelError: if a sublayer has no such parts, naming all the layers that have none.
         """
         numbers = [i for i, site in enumerate(self.sites) if PART_OF[unit] in (None, site.sublayer)]
-        parts: list[Parts] = []
+        found: dict[int, Parts] = {}
         refused: dict[int, UnsupportedModelError] = {}
         for number in numbers:
             try:
-                parts.append(self.parts(self.sites[number], unit))
+                found[number] = self.parts(self.sites[number], unit)
             except UnsupportedModelError as error:
                 refused[self.sites[number].layer] = error
         if refused:
             first = next(iter(refused.values()))
             more = f" The same holds for layers {', '.join(map(str, list(refused)[1:]))}." if len(refused) > 1 else ""
-            raise UnsupportedModelError(f"{first}{more}") from first
-        sites = tuple(self.sites[number] for number in numbers)
+            if not found or not all(isinstance(error, UnknownSourcesError) for error in refused.values()):
+                raise UnsupportedModelError(f"{first}{more}") from first
+            warnings.warn(f"{first}{more} The other layers are listed.", SubvaluesWarning, stacklevel=2)
+        sites = tuple(self.sites[number] for number in found)
         constants = tuple(torch.zeros_like(s.output) if unit == "sublayer" else self.bias(s) for s in sites)
-        return UnitParts(unit, tuple(numbers), sites, tuple(parts), constants, sum_tolerance(self.view))
+        tolerance, parts = sum_tolerance(self.view), tuple(found.values())
+        return UnitParts(unit, tuple(found), sites, parts, constants, tolerance, tuple(refused))
 
     def check_sum(self, layer: int, sublayer: str, unit: Unit) -> None:
         """Check that one sublayer's parts still add up to what it added in the run.

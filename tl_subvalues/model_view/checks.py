@@ -9,10 +9,10 @@ models are held to float32's rounding, for the RMS norms of many families comput
 
 import einops
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.errors import UnknownSourcesError, UnsupportedModelError
 from tl_subvalues.model_view.activations import Activations
 from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.faults import warn_of_faults
@@ -111,8 +111,17 @@ def check_final_scale(view: ModelView, activations: Activations, position: int) 
         )
 
 
-def check_values(view: ModelView, layer: int, activations: Activations, positions: Positions) -> None:
+def check_values(
+    view: ModelView,
+    layer: int,
+    activations: Activations,
+    positions: Positions,
+    heads: Int[Tensor, " n"] | None = None,
+    dims: Int[Tensor, " n"] | None = None,
+) -> None:
     """Check that what we read of a layer's value weights and norm gives its values at some positions.
+
+    With heads and dims, these alone are held to it: in the others a hook may have acted.
 
     Raises:
         UnsupportedModelError: if it does not, or if the weights cannot be read.
@@ -127,8 +136,12 @@ def check_values(view: ModelView, layer: int, activations: Activations, position
             "subvalues still can."
         )
     computed = attention.values_of(activations.residual(layer, "attn", positions).flatten(0, -2))
-    seen = activations.values(layer)[:, positions].reshape(computed.shape)
-    check_coefficients(view, layer, "its value weights do not give its values", computed, seen)
+    seen, what = activations.values(layer)[:, positions].reshape(computed.shape), "its value weights do not give its"
+    if heads is None or dims is None:
+        check_coefficients(view, layer, f"{what} values", computed, seen)
+        return
+    own, theirs = (each[:, heads.to(each.device), dims.to(each.device)] for each in (computed, seen))
+    check_coefficients(view, layer, f"{what} values", own, theirs, computed)
 
 
 def check_coefficients(
@@ -137,6 +150,7 @@ def check_coefficients(
     what: str,
     computed: Float[Tensor, "batch *neuron"],
     seen: Float[Tensor, "batch *neuron"],
+    among: Float[Tensor, "batch *all"] | None = None,
 ) -> None:
     """Check that coefficients or values, computed anew from the residual stream, are those of the run.
 
@@ -146,11 +160,13 @@ def check_coefficients(
         what: is wrong if they are not.
         computed: from weights and residual stream.
         seen: in the run.
+        among: all of the sublayer's, computed anew, whose size rounding is measured by, where these are some of them.
 
     Raises:
         UnsupportedModelError: if they are not.
     """
-    _require_equal(view, layer, what, computed, seen, tolerance=_KEY_TOLERANCE[view.dtype])
+    size = 0.0 if among is None else among.abs().max().item()
+    _require_equal(view, layer, what, computed, seen, size, _KEY_TOLERANCE[view.dtype])
 
 
 def _check_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
@@ -206,7 +222,7 @@ def check_sources(view: ModelView, activations: Activations, layer: int, positio
     """Check that a layer's values, weighted by its pattern, add up to its z; no check where a cache has no z.
 
     Raises:
-        UnsupportedModelError: if they do not, so that heads cannot be told apart by source position.
+        UnknownSourcesError: if they do not, so that heads cannot be told apart by source position.
     """
     if not activations.has(f"blocks.{layer}.attn.hook_z"):
         return
@@ -218,7 +234,7 @@ def check_sources(view: ModelView, activations: Activations, layer: int, positio
     size = z.abs().max().item()
     error = (mixed - z.reshape(mixed.shape)).abs().max().item()
     if not error <= _SUM_TOLERANCE[view.dtype] * size:
-        raise UnsupportedModelError(
+        raise UnknownSourcesError(
             f"{view.name}: layer {layer}'s values, weighted by its pattern, do not add up to its z (off by {error:.2g} "
             f"where entries reach {size:.2g}): something acts on z after the mixing (a gate, as in Qwen 3 Next, or a "
             "hook), so it cannot be told apart by source position; ask for heads, by='head' or trace.heads()."

@@ -11,6 +11,21 @@ from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view.releases import bridge_class, hooked_class
 
 
+def _explain_falcon(name: str, error: RuntimeError) -> None:
+    """Raise what is wrong with Falcon's newer configurations, as of Falcon 40B and 180B, where that is it."""
+    from transformers import AutoConfig
+
+    if "split_with_sizes" not in str(error):
+        return
+    config = AutoConfig.from_pretrained(name)
+    if getattr(config, "new_decoder_architecture", False) and getattr(config, "multi_query", False):
+        raise UnsupportedModelError(
+            f"{name}: TransformerLens takes multi_query=true for one head of keys and values, where Falcon's new "
+            f"decoder has {config.num_kv_heads} and overlooks that setting; save the model to a folder, set "
+            "multi_query to false in its config.json, and load that."
+        ) from error
+
+
 def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.float32, device_map: Any = None) -> Any:
     """A model on the Hugging Face hub or in a local folder: a TransformerBridge; HookedTransformer on release 2.
 
@@ -22,7 +37,11 @@ def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.floa
         from transformer_lens.model_bridge import TransformerBridge
 
         placed = {"device": device} if device_map is None else {"device_map": device_map}
-        return TransformerBridge.boot_transformers(name, dtype=dtype, **placed)
+        try:
+            return TransformerBridge.boot_transformers(name, dtype=dtype, **placed)
+        except RuntimeError as error:
+            _explain_falcon(name, error)
+            raise
     if device_map is not None:
         raise ValueError("device_map needs TransformerLens 3 or newer; on TransformerLens 2 pass device.")
     with contextlib.redirect_stdout(sys.stderr):  # where it prints what it loaded

@@ -405,6 +405,8 @@ class Trace:
             self.str_tokens,
         )
         table.attrs["certificate"] = asdict(ranked.certificate)
+        if parts.left_out:
+            table.attrs["left_out_layers"] = list(parts.left_out)
         return table
 
     @no_autocast_no_grad

@@ -89,7 +89,9 @@ def _ffn_readers(run: Run, layer: int, ffn: FFN, neurons: Int[Tensor, " neuron"]
     gate, up = ffn.projections(x[None])
     m = run.activations.coefficients(layer, len(ffn.W_out), run.position)
     what = "its subkeys do not give its FFN coefficients"
-    check_coefficients(run.view, layer, what, ffn.coefficients(gate, up), m)
+    computed = ffn.coefficients(gate, up)
+    chosen = neurons.to(m.device)  # in the others a hook may have acted
+    check_coefficients(run.view, layer, what, computed[..., chosen], m[..., chosen], computed)
     up_keys = _subkeys(ffn.norm, x, ffn.W_in, ffn.b_in, neurons)
     if ffn.W_gate is None or gate is None:
         return Readers(layer, "mlp", run.position, "pre-activation", up_keys)
@@ -109,7 +111,8 @@ def _expert_readers(
     weight = routed.weights[..., expert]
     factor, added, computed = mixture.held(expert, x[None], weight)
     what = f"the subkeys of its expert {expert} do not give its coefficients, unless they were clipped"
-    check_coefficients(run.view, layer, what, computed, routed.coefficients[expert])
+    chosen = neurons.to(computed.device)
+    check_coefficients(run.view, layer, what, computed[..., chosen], routed.coefficients[expert][..., chosen], computed)
     weights = mixture.expert(expert)
     up = _subkeys(mixture.norm, x, weights.W_in, weights.b_in, neurons)
     gate = _subkeys(mixture.norm, x, weights.W_gate, weights.b_gate, neurons)
@@ -129,7 +132,7 @@ def _weighed(keys: Subkeys, weight: Tensor, bias: Tensor | None, neurons: Int[Te
 
 def _attn_readers(run: Run, layer: int, heads: Int[Tensor, " neuron"], dims: Int[Tensor, " neuron"]) -> Readers:
     """Attention neurons (index `dims` of `heads`), reading at the run's position: their source position."""
-    check_values(run.view, layer, run.activations, run.position)
+    check_values(run.view, layer, run.activations, run.position, heads, dims)
     attention = run.view.layer(layer).attention()
     W_V, b_V = attention.W_V, attention.b_V
     assert W_V is not None
