@@ -13,6 +13,7 @@ from helpers.frozen_forward import FrozenForward
 from torch import Tensor
 
 import tl_subvalues as tlsv
+from tl_subvalues.upstream.sinks import sinks
 
 EXPECTED = json.loads((Path(__file__).parent / "data" / "frozen_effects.json").read_text(encoding="utf-8"))
 TARGET = 17
@@ -197,13 +198,21 @@ def test_refusals(arguments: dict[str, Any], message: str, tokens: Tensor, monke
         trace.effects(**arguments)
 
 
-def test_a_sink_is_marked(tokens: Tensor) -> None:
-    """A position whose residual stream is many times longer than the others'."""
-    model = zoo.bridge("llama")
-    with torch.no_grad():
-        model.embed.original_component.weight[int(tokens[0, 2])] *= 300.0
-    table = tlsv.trace(model, tokens, TARGET).effects(top=None)
-    assert set(table.loc[table["sink"], "position"]) == {2}
+@pytest.mark.parametrize(("share", "expected"), [(0.5, {2}), (0.2, set())])
+def test_a_sink_is_marked(share: float, expected: set[int], tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position that later ones look at with more than a quarter of their attention; others cannot see it."""
+    trace = tlsv.trace(zoo.bridge("llama"), tokens, TARGET)
+    pattern = torch.zeros(1, 4, 7, 7)
+    for query in range(7):
+        pattern[..., query, query] = 1.0
+        if query in (3, 4, 5):  # the last is out of its window
+            pattern[..., query, query], pattern[..., query, 2] = 1 - share, share
+    monkeypatch.setattr(type(trace.run.activations), "pattern", lambda self, layer: pattern)
+    assert sinks(trace.run) == expected
+    monkeypatch.undo()
+    monkeypatch.setattr("tl_subvalues.tracing.trace.sinks", lambda run: frozenset({3}))
+    table = trace.effects(top=None)
+    assert set(table.loc[table["sink"], "position"]) == {3}
 
 
 def plain_rms(self: Any, x: Tensor) -> Tensor:
