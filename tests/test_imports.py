@@ -26,7 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "readout": {"numerics", "model_view"},
     "decomposition": {"numerics", "model_view"},
     "importance": {"numerics", "readout", "decomposition"},
-    "words": {"model_view", "readout", "decomposition"},
+    "words": {"numerics", "model_view", "readout", "decomposition"},
     "upstream": {"numerics", "model_view", "readout", "decomposition"},
     "ablation": {"numerics", "model_view", "readout"},
     "show": {"readout", "importance", "upstream", "words"},

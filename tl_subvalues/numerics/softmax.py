@@ -23,6 +23,8 @@ from tl_subvalues.numerics.blocks import padded
 # (which would be 5% faster): in float64 the rows left over at the edge of a processor's tiles get other bits.
 VECTOR_BLOCK = 160
 VOCAB_BLOCK = 2048
+# Words of a panel, whose products are held together.
+PANEL = 32768
 # On an accelerator: a block of logits takes 128 MB.
 ACCELERATOR_BLOCKS = (2048, 16384)
 # exp() of a smaller log-probability is 0 or loses digits in float32, and a large bs-value could still make the word
@@ -57,7 +59,7 @@ class Softmax:
         self, columns: Columns, *, factor: float, soft_cap: float | None, dtype: torch.dtype, device: torch.device
     ) -> None:
         self._columns = columns
-        self._factor = factor
+        self.factor = factor
         self._soft_cap = soft_cap
         self._dtype = dtype
         self._device = device
@@ -69,17 +71,70 @@ class Softmax:
         return True
 
     @property
+    def in_own_space(self) -> bool:
+        """Whether columns lie in another space than the residual stream's."""
+        return self._columns.into is not None
+
+    @property
     def block_sizes(self) -> tuple[int, int]:
         """Vectors and classes that are read at a time on this device."""
         return (VECTOR_BLOCK, VOCAB_BLOCK) if self._device.type == "cpu" else ACCELERATOR_BLOCKS
 
     def logits(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         """Logits of all classes."""
-        return self._capped(self._project(normed) + self._bias(slice(None)))
+        return self._capped(self._raw(normed))
+
+    def logit_increases(
+        self, normed: Float[Tensor, " d_model"], lin: Float[Tensor, "n d_model"]
+    ) -> Float[Tensor, "n classes"]:
+        """By how much the logits of all classes grow where each of `lin` is added to `normed`."""
+        added = self.bs_values(lin)
+        if self._soft_cap is None:
+            return added
+        # In float64, so that small increases keep their digits.
+        before = self._raw(normed).double() * (self.factor / self._soft_cap)
+        grown = torch.tanh(before + added.double() / self._soft_cap) - torch.tanh(before)
+        return (grown * self._soft_cap).to(added)
 
     def bs_values(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         """Before-softmax values of all classes: the linear part of `logits`, caps aside."""
-        return self._project(lin) * self._factor
+        values = self._project(lin)
+        return values if self.factor == 1.0 else values * self.factor
+
+    def panels(
+        self,
+        lin: Float[Tensor, "n d_model"],
+        n_classes: int,
+        prepared: Callable[[Tensor], Tensor] | None = None,
+    ) -> Iterator[tuple[slice, Float[Tensor, "n _"]]]:
+        """Products of vectors with the first classes' columns, some thousand classes at a time.
+
+        Args:
+            lin: vectors, as many as `block_sizes` allows for little memory.
+            n_classes: how many classes.
+            prepared: what is to be done with columns first, which are as they are stored otherwise.
+        """
+        rows, result, start, filled = self.inside(lin), lin.new_empty(0, 0), 0, 0
+        for words, W in self.blocks():
+            W = W[:, : max(0, n_classes - words.start)]
+            width = W.shape[1]
+            if filled + width > result.shape[1]:
+                if filled:
+                    yield slice(start, start + filled), result[:, :filled]
+                start, filled = start + filled, 0
+                result = rows.new_empty(len(rows), max(width, min(PANEL, n_classes - start)))
+            if width:
+                result[:, filled : filled + width] = rows @ (W if prepared is None else prepared(W))
+                filled += width
+        if filled:
+            yield slice(start, start + filled), result[:, :filled]
+
+    def bs_panels(
+        self, lin: Float[Tensor, "n d_model"], n_classes: int
+    ) -> Iterator[tuple[slice, Float[Tensor, "n _"]]]:
+        """Before-softmax values of the first classes, some thousand at a time."""
+        for words, values in self.panels(lin, n_classes):
+            yield words, values if self.factor == 1.0 else values.mul_(self.factor)
 
     def bs_value(self, lin: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
         """Before-softmax value of one class, in float64."""
@@ -117,7 +172,7 @@ class Softmax:
 
         A vector's bits are its own: no other vector, and no other vector's site, bears on them.
         """
-        lin, result = lin * self._factor, torch.zeros(len(lin), dtype=lin.dtype, device=lin.device)
+        lin, result = lin * self.factor, torch.zeros(len(lin), dtype=lin.dtype, device=lin.device)
         # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
         doubtful = _vanishes(log_p)[site]
         plain = torch.nonzero(~doubtful).flatten()
@@ -144,7 +199,7 @@ class Softmax:
         p, total = log_p.exp(), torch.zeros(len(rows), dtype=torch.float64, device=lin.device)
         spans = [slice(start, start + size) for start in range(0, len(rows), size)]
         sites = [site[at] if (site[at] != site[at.start]).any() else site[at][:1] for at in spans]
-        for words, W in self._blocks():
+        for words, W in self.blocks():
             p_words = p[:, words]
             for at, own in zip(spans, sites, strict=True):
                 total[at] += (rows[at] @ W).expm1_().mul_(p_words[own]).sum(-1)
@@ -162,9 +217,9 @@ class Softmax:
         NaN where the sum is not to be trusted (see `log_mean_exp`). Without a soft cap only.
         """
         size, n = self.block_sizes[0], len(lin)
-        lin, multiples = self._rows(lin * self._factor), padded(multiples.T.contiguous(), size).T
+        lin, multiples = self._rows(lin * self.factor), padded(multiples.T.contiguous(), size).T
         p, total = log_p.exp(), torch.zeros(multiples.shape, dtype=torch.float64, device=lin.device)
-        for words, W in self._blocks():
+        for words, W in self.blocks():
             for start in range(0, len(lin), size):
                 at = slice(start, start + size)
                 bs = lin[at] @ W
@@ -177,7 +232,7 @@ class Softmax:
 
     def column(self, index: int) -> Float[Tensor, " width"]:
         """One class's readout column u: bs_value(lin, index) = <inside(lin), u>."""
-        return self._column(index) * self._factor
+        return self._column(index) * self.factor
 
     def columns(self, ids: Sequence[int]) -> Float[Tensor, "class width"]:
         """Some classes' readout columns."""
@@ -187,9 +242,9 @@ class Softmax:
         """Σ_t p_t u_t, the expected readout column under each distribution, blocks added up in float64."""
         width = self._columns.matrices[0].shape[0]
         total = torch.zeros(len(log_p), width, dtype=torch.float64, device=self._device)
-        for words, W in self._blocks():
+        for words, W in self.blocks():
             total += log_p[:, words].exp() @ W.T
-        return total.to(self._dtype) * self._factor
+        return total.to(self._dtype) * self.factor
 
     def mean_squares(
         self, log_p: Float[Tensor, "site classes"], weights: Float[Tensor, " d_model"] | None
@@ -197,13 +252,13 @@ class Softmax:
         """E_p ‖w ∘ u_t‖² under each distribution, in the residual stream's space; where columns are not, a bound."""
         into, total = self._columns.into, torch.zeros(len(log_p), dtype=torch.float64, device=self._device)
         squares = None if weights is None or into is not None else weights.pow(2)
-        for words, W in self._blocks():
+        for words, W in self.blocks():
             each = W.pow(2).sum(0) if squares is None else squares @ W.pow(2)
             total += log_p[:, words].exp().double() @ each.double()
         if into is not None:
             into = self._cast(into)
             total *= float((into if weights is None else into * weights[:, None]).norm()) ** 2
-        return total.to(self._dtype) * self._factor**2
+        return total.to(self._dtype) * self.factor**2
 
     def column_spread(
         self, log_p: Float[Tensor, "site classes"], mean: Float[Tensor, "site width"]
@@ -216,8 +271,8 @@ class Softmax:
         variance = torch.zeros_like(widest)
         shared = mean.mean(0)
         off = mean - shared
-        for words, W in self._blocks():
-            columns = W * self._factor - shared[:, None]
+        for words, W in self.blocks():
+            columns = W * self.factor - shared[:, None]
             squared = columns.pow(2).sum(0) - 2 * off @ columns + off.pow(2).sum(-1, keepdim=True)
             widest = torch.maximum(widest, squared.amax(-1))
             variance += (log_p[:, words].exp() * squared.clamp(min=0)).sum(-1)
@@ -256,7 +311,7 @@ class Softmax:
         """
         size = self.block_sizes[0]
         total = torch.zeros(len(rows), dtype=torch.float64, device=rows.device)
-        for words, W in self._blocks():
+        for words, W in self.blocks():
             for start in range(0, len(rows), size):
                 at = slice(start, start + size)
                 total[at] += block(rows[at], W, words, at).exp_().sum(-1)
@@ -266,12 +321,13 @@ class Softmax:
             at = slice(start, start + size)
             if unsafe[at].any():
                 running = torch.full_like(result[at], -torch.inf)
-                for words, W in self._blocks():
+                for words, W in self.blocks():
                     running = torch.logaddexp(running, block(rows[at], W, words, at).logsumexp(-1))
                 result[at] = torch.where(unsafe[at], running, result[at])
         return result
 
-    def _blocks(self) -> Iterator[tuple[slice, Float[Tensor, "width words"]]]:
+    def blocks(self) -> Iterator[tuple[slice, Float[Tensor, "width words"]]]:
+        """All classes, so many at a time: which they are, and their columns as they are stored (the factor aside)."""
         step, first = self.block_sizes[1], 0
         for matrix in self._columns.matrices:
             size = matrix.shape[1]
@@ -284,12 +340,16 @@ class Softmax:
         # In blocks: on a CPU, whole matrices take 1.3 to 1.5 times as long for 10 to 60 vectors (their packing).
         rows = self.inside(lin)
         result = rows.new_empty(*rows.shape[:-1], self.n_classes)
-        for words, W in self._blocks():
+        for words, W in self.blocks():
             result[..., words] = rows @ W
         return result
 
+    def _raw(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
+        """Logits of all classes before the factor and the cap."""
+        return self._project(normed) + self._bias(slice(None))
+
     def _capped(self, logits: Tensor) -> Tensor:
-        logits = logits if self._factor == 1.0 else logits * self._factor
+        logits = logits if self.factor == 1.0 else logits * self.factor
         return logits if self._soft_cap is None else torch.tanh(logits / self._soft_cap) * self._soft_cap
 
     def _bias(self, words: slice) -> Tensor:
@@ -322,9 +382,11 @@ class ClosedSoftmax(Softmax):
         """No: the module can only be called."""
         return False
 
-    def logits(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
-        """Logits of all classes."""
-        return self._capped(self._unembed(normed))
+    def bs_panels(
+        self, lin: Float[Tensor, "n d_model"], n_classes: int
+    ) -> Iterator[tuple[slice, Float[Tensor, "n _"]]]:
+        """Before-softmax values of the first classes, all at once."""
+        yield slice(0, n_classes), self.bs_values(lin)[:, :n_classes]
 
     def bs_value(self, lin: Float[Tensor, "n d_model"], index: int) -> Float[Tensor, " n"]:
         """Before-softmax value of one class."""
@@ -341,6 +403,9 @@ class ClosedSoftmax(Softmax):
         pairs = zip(normed.split(VECTOR_BLOCK), over.to(normed).split(VECTOR_BLOCK), strict=True)
         everything = slice(0, self.n_classes)
         return torch.cat([z - _left_out(self.logits(rows), everything, without).logsumexp(-1) for rows, z in pairs])
+
+    def _raw(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
+        return self._unembed(normed)
 
     def _project(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         return self._unembed(lin) - self._unembed(torch.zeros_like(lin))

@@ -9,13 +9,17 @@ capped) or *recomputed* from each x (the logit lens).
 """
 
 import copy
+from collections.abc import Iterator, Sequence
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view import Activations, ModelView, ReadoutPieces, view_of
+from tl_subvalues.numerics.angles import Angles, angles_of
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.numerics.softmax import ClosedSoftmax, Softmax, log_softmax
 from tl_subvalues.readout.measures import Vocabulary
@@ -49,6 +53,7 @@ class Readout:
         if not isinstance(scale, str) and (isinstance(scale, bool) or not _is_positive(scale)):
             raise ValueError(f"a frozen scale is a positive, finite number or a tensor of such, got {scale!r}.")
         view = view_of(model)
+        self._name = view.name
         self._pieces: ReadoutPieces = view.readout
         self._dtype = view.compute_dtype
         self._device = view.device
@@ -84,9 +89,58 @@ class Readout:
         return self.softmaxes[0].block_sizes
 
     @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self._device
+
+    @property
     def n_bands(self) -> int:
         """Pieces that the vocabulary is cut into, each with a softmax of its own; 1 in most models."""
         return len(self.softmaxes)
+
+    @cached_property
+    def angles(self) -> tuple[Angles, ...]:
+        """Angles between vectors through the norm and the words, piece by piece.
+
+        Raises:
+            UnsupportedModelError: if the unembedding can only be called, so that words have no columns.
+        """
+        self.require_columns()
+        head, *bands = self.softmaxes
+        sizes = [head.n_classes - len(bands), *(band.n_classes for band in bands)]
+        return tuple(angles_of(softmax, n) for softmax, n in zip(self.softmaxes, sizes, strict=True))
+
+    def columns(self, ids: Sequence[int]) -> Float[Tensor, "word d_model"]:
+        """The readout columns of words, in the residual stream's space: bs-values are lin @ column.
+
+        Raises:
+            UnsupportedModelError: as `angles`.
+        """
+        self.require_columns()
+        head, found = self.softmaxes[0], []
+        for number, index in map(self.vocabulary.place_of, ids):
+            softmax = self.softmaxes[number]
+            column = softmax.pulled_back(softmax.column(index))
+            found.append(column if number == 0 else column + head.column(head.n_classes - self.n_bands + number))
+        return torch.stack(found)
+
+    def require_columns(self) -> None:
+        """Raise unless words can be read by columns of their own.
+
+        Raises:
+            UnsupportedModelError: naming the model.
+        """
+        if not self.softmaxes[0].has_columns:
+            raise UnsupportedModelError(
+                f"the unembedding of {self._name} can only be called, so its words have no columns: bs-values of a "
+                "trace's components can be read, as by trace.writes(labels, by='bs_value'); cosines cannot."
+            )
+
+    def piece(self, token: int) -> slice:
+        """The words of the piece of the vocabulary that a word is in."""
+        number, index = self.vocabulary.place_of(token)
+        n_words = self.softmaxes[number].n_classes - (self.n_bands - 1 if number == 0 else 0)
+        return slice(token - index, token - index + n_words)
 
     def band(self, token: int) -> int:
         """Which piece of the vocabulary a word is in: 0 for the head, and for every word where there is one piece."""
@@ -114,7 +168,7 @@ class Readout:
     def log_probs(self, residual: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest vocab"]:
         """Log-probabilities of all words, in nats."""
         normed = self.normed(residual)
-        return self._over_words([log_softmax(softmax.logits(normed)) for softmax in self.softmaxes])
+        return self.over_words([log_softmax(softmax.logits(normed)) for softmax in self.softmaxes])
 
     @no_autocast_no_grad
     def log_prob(self, residual: Float[Tensor, "*rest d_model"], token: int) -> Float[Tensor, "*rest"]:
@@ -137,7 +191,18 @@ class Readout:
         shifts a whole band, which its own normalisation takes out.
         """
         lin = self.linear(vectors)
-        return self._over_words([softmax.bs_values(lin) for softmax in self.softmaxes])
+        return self.over_words([softmax.bs_values(lin) for softmax in self.softmaxes])
+
+    def bs_panels(self, vectors: Float[Tensor, "n d_model"]) -> Iterator[tuple[slice, Float[Tensor, "n _"]]]:
+        """`bs_values` of all words in order, some thousand words at a time."""
+        lin, (head, *bands) = self.linear(vectors), self.softmaxes
+        first = n_head = head.n_classes - len(bands)
+        yield from head.bs_panels(lin, n_head)
+        for number, band in enumerate(bands):
+            share = head.bs_value(lin, n_head + number).to(lin)
+            for words, values in band.bs_panels(lin, band.n_classes):
+                yield slice(first + words.start, first + words.stop), values.add_(share[:, None])
+            first += band.n_classes
 
     def at(self, row: int, shape: torch.Size) -> "Readout":
         """The readout of one row of residuals [*shape, d_model], rows counted as if `shape` were flattened."""
@@ -169,7 +234,7 @@ class Readout:
         """
         with torch.inference_mode(False), torch.enable_grad():
             normed = self.normed(residual).clone().requires_grad_()
-            log_probs = self._over_words([log_softmax(softmax.logits(normed)) for softmax in self.softmaxes])
+            log_probs = self.over_words([log_softmax(softmax.logits(normed)) for softmax in self.softmaxes])
             (gradient,) = torch.autograd.grad(target.value(log_probs), normed)
         return self.pulled_back(gradient, self.scale_at(self.cast(residual)))
 
@@ -188,6 +253,16 @@ class Readout:
         """The linear part of N(v), at a given scale, the frozen scale, or else each vector's own."""
         v, norm = self.cast(vectors), self._pieces.norm
         return v if norm is None else norm.linear(v, self.scale_at(v) if scale is None else scale)
+
+    def moved(
+        self, residual: Float[Tensor, " d_model"], vectors: Float[Tensor, "n d_model"]
+    ) -> Float[Tensor, "n d_model"]:
+        """N(x + v) − N(x): the linear part of N(v) where the scale is frozen, else a difference taken in float64."""
+        norm = self._pieces.norm
+        if norm is None or self.scale is not None:
+            return self.linear(vectors)
+        x = self.cast(residual).double()
+        return self.cast(norm(x + self.cast(vectors).double()) - norm(x))
 
     def pulled_back(self, covectors: Float[Tensor, "*rest d_model"], scale: Tensor) -> Float[Tensor, "*rest d_model"]:
         """The transpose of `linear` at a scale: <c, linear(v, scale)> = <pulled_back(c, scale), v>."""
@@ -221,7 +296,7 @@ class Readout:
             return (closed,)
         return tuple(Softmax(c, factor=pieces.factor, soft_cap=pieces.soft_cap, **where) for c in pieces.softmaxes)
 
-    def _over_words(self, values: list[Tensor]) -> Tensor:
+    def over_words(self, values: list[Tensor]) -> Tensor:
         """Values of all words from those of all classes: a band's words get their own plus their band's in the head."""
         head, *bands = values
         if not bands:

@@ -1,6 +1,6 @@
 """Rankings as pandas tables, with the labels and columns that each kind of part has."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.activation import ActivationScores
 from tl_subvalues.upstream.effects import Effects
 from tl_subvalues.upstream.query import QueryScores
-from tl_subvalues.words.vocabulary import Words
 
 COLUMNS: dict[Unit, list[str]] = {
     "sublayer": ["layer", "sublayer"],
@@ -67,17 +66,6 @@ def ranked_table(
     for name, values in increases.items():
         table[name] = values.numpy()
     return table
-
-
-def vocabulary_table(words: Iterable[Words], with_label: bool) -> pd.DataFrame:
-    """One row a word: [label,] side, rank, token, token_id, bs_value, and its band where the vocabulary has several."""
-    frames = []
-    for side in words:
-        columns: dict[str, Any] = {"label": side.label} if with_label else {}
-        columns |= {"side": side.side, "rank": np.arange(1, len(side.ids) + 1), "token": side.tokens}
-        columns |= {"token_id": side.ids, "bs_value": side.values}
-        frames.append(pd.DataFrame(columns if side.bands is None else {**columns, "band": side.bands}))
-    return pd.concat(frames, ignore_index=True)
 
 
 def activation_table(label: str, by: str, scores: ActivationScores) -> pd.DataFrame:

@@ -103,37 +103,68 @@ class TraceBatch(Sequence[Trace]):
     def __getitem__(self, number: Any) -> Any:
         return self.traces[number]
 
-    def layers(self) -> pd.DataFrame:
+    def layers(self, *, words: int | None = None) -> pd.DataFrame:
         """`Trace.layers` of every prompt."""
-        return _together([trace.layers() for trace in self.traces])
+        return _together([trace.layers(words=words) for trace in self.traces])
 
-    def heads(self, top: int | None = None, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+    def heads(
+        self,
+        top: int | None = None,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
+    ) -> pd.DataFrame:
         """`Trace.heads` of every prompt."""
-        return self._tables("head", top, largest, show_progress)
+        return self._tables("head", top, largest, words, show_progress)
 
     def head_positions(
-        self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False
+        self,
+        top: int | None = 300,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
     ) -> pd.DataFrame:
         """`Trace.head_positions` of every prompt."""
-        return self._tables("head_position", top, largest, show_progress)
+        return self._tables("head_position", top, largest, words, show_progress)
 
-    def ffn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+    def ffn_neurons(
+        self,
+        top: int | None = 300,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
+    ) -> pd.DataFrame:
         """`Trace.ffn_neurons` of every prompt; with top=None, the sweep's products are shared."""
-        return self._tables("ffn_neuron", top, largest, show_progress)
+        return self._tables("ffn_neuron", top, largest, words, show_progress)
 
-    def attn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+    def attn_neurons(
+        self,
+        top: int | None = 300,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
+    ) -> pd.DataFrame:
         """`Trace.attn_neurons` of every prompt; with top=None, the sweep's products are shared."""
-        return self._tables("attn_neuron", top, largest, show_progress)
+        return self._tables("attn_neuron", top, largest, words, show_progress)
 
     @no_autocast_no_grad
-    def _tables(self, unit: Unit, top: int | None, largest: bool, show_progress: bool) -> pd.DataFrame:
+    def _tables(
+        self, unit: Unit, top: int | None, largest: bool, words: int | None, show_progress: bool
+    ) -> pd.DataFrame:
         many = [trace.candidates(unit) for trace in self.traces]
         if top is None and unit in ("ffn_neuron", "attn_neuron") and all(one.reading.whole for one in many):
             found = [ranked_by(one, s, largest) for one, s in zip(many, shared_sweep(many, show_progress), strict=True)]
         else:
             found = [rank(one, top=top, largest=largest, show_progress=show_progress) for one in many]
         return _together(
-            [trace.table(one, ranked) for trace, one, ranked in zip(self.traces, many, found, strict=True)]
+            [
+                trace.with_words(trace.table(one, ranked), words)
+                for trace, one, ranked in zip(self.traces, many, found, strict=True)
+            ]
         )
 
 

@@ -1,6 +1,6 @@
 """A trace: one prompt and one target, and the tables that are made of its run on request."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, SupportsFloat, SupportsIndex
@@ -16,7 +16,7 @@ from tl_subvalues.decomposition.run import Run
 from tl_subvalues.importance.candidates import Candidates, Ranked
 from tl_subvalues.importance.curve import curve_of
 from tl_subvalues.importance.search import rank, require_top
-from tl_subvalues.labels import Unit, labels_in, require_different, sublayer_label
+from tl_subvalues.labels import Unit, labels_in, parse_label, require_different, sublayer_label
 from tl_subvalues.model_view import decode_each
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
@@ -32,8 +32,8 @@ from tl_subvalues.show.tables import (
     query_table,
     ranked_table,
     value_neurons_in,
-    vocabulary_table,
 )
+from tl_subvalues.show.word_tables import vocabulary_table, writes_table
 from tl_subvalues.tracing.compare import compare
 from tl_subvalues.tracing.graph import Graph, GraphRule, graph_of
 from tl_subvalues.tracing.prediction import ablate_each
@@ -41,7 +41,8 @@ from tl_subvalues.upstream.activation import By, activation_scores
 from tl_subvalues.upstream.effects import EffectPositions, EffectRule, EffectUnit, Wanted, effects_of
 from tl_subvalues.upstream.query import query_scores
 from tl_subvalues.upstream.sinks import sinks
-from tl_subvalues.words.vocabulary import vocabulary
+from tl_subvalues.words.readings import By as ReadBy
+from tl_subvalues.words.vocabulary import Words, vocabulary, writes
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,30 +100,57 @@ class Trace:
         """log p(target) − log p(against), in nats; None without an `against`."""
         return self.value if self.measure == "log_prob_diff" else None
 
-    def layers(self) -> pd.DataFrame:
+    def layers(self, *, words: int | None = None) -> pd.DataFrame:
         """Every sublayer's output, in order of computation: columns label, layer, sublayer, and the two increases.
 
         In hybrid models, a convolution, state space or linear attention is a sublayer too, such as `0_conv_out`.
+        Here as in the other tables, `words=k` adds a column `writes`: the k words of each row that `writes` gives.
         """
-        table = self._table("sublayer", None)
+        table = self._table("sublayer", None, words=words)
         order = {sublayer_label(site.layer, site.sublayer): i for i, site in enumerate(self.run.sites)}
         return table.sort_values("label", key=lambda labels: labels.map(order), ignore_index=True)
 
-    def heads(self, top: int | None = None, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+    def heads(
+        self,
+        top: int | None = None,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
+    ) -> pd.DataFrame:
         """Attention heads: columns label, layer, head, and the two increases, highest first."""
-        return self._table("head", top, largest, show_progress)
+        return self._table("head", top, largest, words, show_progress)
 
     def head_positions(
-        self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False
+        self,
+        top: int | None = 300,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
     ) -> pd.DataFrame:
         """Attention heads at one source position: columns label, layer, head, position, token, the two increases."""
-        return self._table("head_position", top, largest, show_progress)
+        return self._table("head_position", top, largest, words, show_progress)
 
-    def attn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+    def attn_neurons(
+        self,
+        top: int | None = 300,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
+    ) -> pd.DataFrame:
         """Attention neurons: columns label, layer, head, dim, position, token, coefficient, and the two increases."""
-        return self._table("attn_neuron", top, largest, show_progress)
+        return self._table("attn_neuron", top, largest, words, show_progress)
 
-    def ffn_neurons(self, top: int | None = 300, *, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+    def ffn_neurons(
+        self,
+        top: int | None = 300,
+        *,
+        largest: bool = True,
+        words: int | None = None,
+        show_progress: bool = False,
+    ) -> pd.DataFrame:
         """FFN neurons: columns label, layer, neuron, coefficient, and the two increases, highest first.
 
         With mixtures of experts there is a column `expert` too, missing in dense layers; neurons of experts that the
@@ -131,29 +159,71 @@ class Trace:
         Raises:
             UnsupportedModelError: if a layer has no neurons that can be read, naming it.
         """
-        return self._table("ffn_neuron", top, largest, show_progress)
+        return self._table("ffn_neuron", top, largest, words, show_progress)
 
     @no_autocast_no_grad
     def vocabulary(
-        self, label: str | Sequence[str], k: SupportsIndex = 10, *, through: str | None = None
+        self, label: str | Sequence[str], k: SupportsIndex = 10, *, by: ReadBy = "bs_value", through: str | None = None
     ) -> pd.DataFrame:
-        """The tokens that a component writes and suppresses: columns side, rank, token, token_id, bs_value.
+        """The words at the top and the bottom of a component: columns side, rank, token, token_id and the value.
 
-        A neuron is read by its W_out or W_O row, sign as stored: where its coefficient is negative, top and
-        bottom change places. A head or a sublayer is read by its output at the trace's position. For several labels
-        at once there is one more column, `label`, in front; for an adaptive softmax one more, `band`, the piece of the
-        vocabulary that the word is in: what shifts a whole band moves its words' values and not their probabilities.
+        A neuron is read by its W_out or W_O row, sign as stored: where its coefficient is negative, top and bottom
+        change place (`writes` minds that). A head or a sublayer is read by its output at the trace's position. For
+        several labels at once there is one more column, `label`, in front; for an adaptive softmax one more, `band`,
+        the piece of the vocabulary that the word is in.
 
-        `through` names a later head, or an attention neuron of it ("L23H4D38@3"): what is read then is what the
-        component makes that head write, its row behind the head's norm, W_V and W_O.
+        Args:
+            label: a component, or several.
+            k: words a side.
+            by: "bs_value", the logit that the row adds to a word (what shifts a whole band of an adaptive softmax moves
+                its words' values and not their probabilities); "cosine", of the row behind the final norm's linear part
+                with the word's readout column as seen from the mean of its band's columns; "prob_increase", what the
+                component does to the word's probability in this run, sign and coefficient included. The value's column
+                is called so.
+            through: a later head, or an attention neuron of it ("L23H4D38@3"): what is read then is what the component
+                makes that head write, its row behind the head's norm, W_V and W_O.
 
         Raises:
-            ValueError: if there is no such component, or if `through` names no later head.
+            ValueError: if there is no such component or reading, or if `through` names no later head.
+            UnsupportedModelError: for cosines where the unembedding can only be called.
         """
         k, labels = whole_number(k, "k"), labels_in(label)
         self.run.require_unchanged()
-        words = vocabulary(self.run, self.readout, labels, k, through)
-        return vocabulary_table(words, with_label=not isinstance(label, str))
+        words = vocabulary(self.run, self.readout, labels, k, by, through)
+        return vocabulary_table(words, by, with_label=not isinstance(label, str))
+
+    @no_autocast_no_grad
+    def writes(self, labels: Any, k: SupportsIndex = 5, *, by: ReadBy = "cosine") -> pd.DataFrame:
+        """The words that components write in this run: columns label, rank, token, token_id and the value.
+
+        In this run's sign: a neuron is read by its row times its coefficient, everything else by its output. What adds
+        nothing here writes nothing, and has no rows.
+
+        Args:
+            labels: a label, a list of labels, or a table with a column `label`.
+            k: words of each.
+            by: as in `vocabulary`; the value's column is called so.
+
+        Raises:
+            ValueError: if there is no such component or reading, or the table is of another trace.
+            UnsupportedModelError: for cosines where the unembedding can only be called.
+        """
+        return writes_table(self._writes(labels, whole_number(k, "k"), by), by)
+
+    def _writes(self, labels: Any, k: int, by: ReadBy) -> Iterator[Words]:
+        self.run.require_unchanged()
+        named = labels_in(labels)
+        if all(parse_label(label).at is None for label in named):
+            require_own(self.run, named, coefficients_in(labels))
+        return writes(self.run, self.readout, named, k, by)
+
+    @no_autocast_no_grad
+    def with_words(self, table: pd.DataFrame, words: int | None) -> pd.DataFrame:
+        """A table of this trace with the words of each row as a column `writes`; as it is where none are asked for."""
+        if words is not None:
+            k = whole_number(words, "words")
+            table["writes"] = [row.tokens for row in self._writes(table, k, "cosine")] if len(table) else []
+        return table
 
     @no_autocast_no_grad
     def activations(self, label: str, by: By = "sublayer") -> pd.DataFrame:
@@ -217,6 +287,7 @@ class Trace:
         positions: EffectPositions = "all",
         rule: EffectRule = "gradient",
         largest: bool | None = None,
+        words: int | None = None,
     ) -> pd.DataFrame:
         """What parts do through the rest of the model: direct_effect beside total_effect, in nats, at all positions.
 
@@ -239,6 +310,7 @@ class Trace:
             positions: "all", or "last" for what is added at the trace's own position.
             rule: which question is asked.
             largest: None orders by |total_effect|, True has the most positive first, False the most negative.
+            words: one more column, `writes`: as many words of each row, as in the other tables.
 
         Returns:
             label (such as L11N1229@0, L11H2@1>3), layer, …, position, token, coefficient where there is one,
@@ -247,14 +319,16 @@ class Trace:
 
         Raises:
             UnsupportedModelError: naming a layer that nothing can be led back through.
-            ValueError: for an unknown unit, rule or positions.
+            ValueError: for an unknown unit, rule or positions; for words of embeddings.
         """
         self.run.require_unchanged()
+        if words is not None and unit == "embedding":
+            raise ValueError("words= reads what components write; embeddings and bias terms have none, leave it out.")
         wanted = Wanted(unit, rule, positions, require_top(top), largest)
         final = self.run.activations.final_residual(self.position)[0]
         gamma = self.readout.gradient(self.target, final)
         effects = effects_of(self.run, self.tokens, self.target, gamma, wanted)
-        return effect_table(effects, self.str_tokens, sinks(self.run))
+        return self.with_words(effect_table(effects, self.str_tokens, sinks(self.run)), words)
 
     def compare(self, other: "Trace", unit: Unit = "head", top: int | None = 300) -> pd.DataFrame:
         """Another trace of this model beside this one, another prompt or another target, component by component.
@@ -410,6 +484,9 @@ class Trace:
         return table
 
     @no_autocast_no_grad
-    def _table(self, unit: Unit, top: int | None, largest: bool = True, show_progress: bool = False) -> pd.DataFrame:
+    def _table(
+        self, unit: Unit, top: int | None, largest: bool = True, words: int | None = None, show_progress: bool = False
+    ) -> pd.DataFrame:
         candidates = self.candidates(unit)
-        return self.table(candidates, rank(candidates, top=top, largest=largest, show_progress=show_progress))
+        ranked = rank(candidates, top=top, largest=largest, show_progress=show_progress)
+        return self.with_words(self.table(candidates, ranked), words)

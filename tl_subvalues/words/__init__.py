@@ -1,4 +1,4 @@
 """Vectors read in words: the tokens that a component writes and suppresses.
 
-May import the model view, the readout and the decomposition.
+May import numerics, the model view, the readout and the decomposition.
 """
