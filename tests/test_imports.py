@@ -30,6 +30,7 @@ ROOMS: dict[str, set[str]] = {
     "upstream": {"numerics", "model_view", "readout", "decomposition"},
     "ablation": {"numerics", "model_view", "readout"},
     "show": {"readout", "importance", "upstream", "words"},
+    "rows": {"numerics", "model_view", "readout", "importance", "words", "show"},
     "tracing": {
         "numerics",
         "model_view",
@@ -42,7 +43,7 @@ ROOMS: dict[str, set[str]] = {
         "show",
     },
     "study": {"numerics", "model_view", "readout", "decomposition", "importance", "upstream", "ablation", "tracing"},
-    "command": {"loading", "model_view", "baevski18", "decomposition", "show", "tracing", "study"},
+    "command": {"loading", "model_view", "baevski18", "decomposition", "show", "rows", "tracing", "study"},
 }
 GROUND = {"errors", "labels", "progress"}
 MODEL_VIEW = [
@@ -200,7 +201,7 @@ def test_only_the_model_view_knows_a_releases_attributes():
 
 
 # Rooms whose results are tables.
-TABLES = {"show", "tracing", "study", "command"}
+TABLES = {"show", "rows", "tracing", "study", "command"}
 
 
 def test_the_core_is_torch_only():

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tl_subvalues.importance.increases import prob_increase as prob_increase
     from tl_subvalues.loading.models import load_model as load_model
     from tl_subvalues.readout.readout import Readout as Readout
+    from tl_subvalues.rows.find import find as find
+    from tl_subvalues.rows.find import similar as similar
     from tl_subvalues.show.plots import plot_evaluation as plot_evaluation
     from tl_subvalues.study.collect import collect as collect
     from tl_subvalues.study.evaluate import evaluate as evaluate
@@ -52,10 +54,12 @@ _HOMES = {
     "collect": "study.collect",
     "evaluate": "study.evaluate",
     "ffn_subvalues": "decomposition.stacks",
+    "find": "rows.find",
     "load_model": "loading.models",
     "log_prob_increase": "importance.increases",
     "plot_evaluation": "show.plots",
     "prob_increase": "importance.increases",
+    "similar": "rows.find",
     "trace": "tracing.prompt",
     "trace_answer": "tracing.answer",
     "trace_batch": "tracing.batch",

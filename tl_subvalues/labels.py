@@ -83,9 +83,9 @@ def head_position_label(layer: int, head: int, position: int) -> str:
     return f"L{layer}H{head}@{position}"
 
 
-def attn_neuron_label(layer: int, head: int, dim: int, position: int) -> str:
-    """Attention neuron, one index inside a head at one source position: `L23H4D38@3`."""
-    return f"L{layer}H{head}D{dim}@{position}"
+def attn_neuron_label(layer: int, head: int, dim: int, position: int | None = None) -> str:
+    """Attention neuron, one index inside a head at one source position: `L23H4D38@3`; wherever it reads: `L23H4D38`."""
+    return f"L{layer}H{head}D{dim}" + ("" if position is None else f"@{position}")
 
 
 def ffn_neuron_label(layer: int, neuron: int, expert: int | None = None) -> str:

@@ -10,11 +10,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from tl_subvalues.errors import UnknownWordsWarning
+from tl_subvalues.errors import UnknownWordsWarning, shown_value
 from tl_subvalues.model_view.view import ModelView
 
 # Words of a target: each is one readout column.
 _MOST_WORDS = 1000
+# Pieces of a text of several tokens that a message shows.
+_PIECES = 12
 
 
 def prompt_tokens(view: ModelView, prompt: Any, prepend_bos: bool | None = None) -> Int[Tensor, " pos"]:
@@ -45,8 +47,13 @@ def prompt_tokens(view: ModelView, prompt: Any, prepend_bos: bool | None = None)
     return tokens.to(view.model.cfg.device or view.device)
 
 
-def resolve_target(view: ModelView, target: Any) -> int:
-    """The id of a target given as an id or as text of exactly one token.
+def resolve_target(view: ModelView, target: Any, what: str = "target") -> int:
+    """The id of a target, or of another word, given as an id or as text of exactly one token.
+
+    Args:
+        view: the model.
+        target: the word.
+        what: it is called in messages.
 
     Raises:
         ValueError: for text of no or several tokens (its pieces are shown) or of a word that the vocabulary lacks, an
@@ -54,28 +61,29 @@ def resolve_target(view: ModelView, target: Any) -> int:
     """
     if isinstance(target, str):
         wrong = not_one_token(
-            target, lambda text: _encode_quietly(view, text), lambda token: decode_each(view, [token])[0]
+            target, lambda text: _encode_quietly(view, text), lambda token: decode_each(view, [token])[0], what
         )
         if wrong:
             raise ValueError(wrong)
         (token,) = _encode_quietly(view, target)
-        _require_known(view, target, token)
+        _require_known(view, target, token, what)
         return token
     if isinstance(target, Tensor) and target.numel() == 1 and not (target.is_floating_point() or target.is_complex()):
         target = target.item()
     if isinstance(target, bool) or not isinstance(target, Integral):
-        raise ValueError(f"a target is a token id or text of one token, got {type(target).__name__} {target!r}.")
+        raise ValueError(f"a {what} is a token id or text of one token, got {type(target).__name__} {target!r}.")
     _require_in_vocabulary(view, [int(target)], view.readout.d_vocab)
     return int(target)
 
 
-def word_ids(view: ModelView, words: Any, what: str) -> tuple[int, ...]:
+def word_ids(view: ModelView, words: Any, what: str, each: str = "target") -> tuple[int, ...]:
     """The ids of one word or of several: a word as `resolve_target` takes it, or a list of such.
 
     Args:
         view: the model.
         words: one or several.
         what: they are called in messages, such as "target".
+        each: what one of them is called.
 
     Raises:
         ValueError: as `resolve_target`; for an empty list, too long a list, and a word that is there twice.
@@ -83,12 +91,12 @@ def word_ids(view: ModelView, words: Any, what: str) -> tuple[int, ...]:
     if getattr(words, "ndim", 0) == 1 and hasattr(words, "tolist"):  # a tensor, a numpy array, a pandas column
         words = words.tolist()
     if isinstance(words, str) or not isinstance(words, Sequence):
-        return (resolve_target(view, words),)
+        return (resolve_target(view, words, each),)
     if not words:
         raise ValueError(f"{what} is an empty list; name at least one word.")
     if len(words) > _MOST_WORDS:
         raise ValueError(f"{what} has {len(words)} words, more than the {_MOST_WORDS} that are read one by one.")
-    ids = tuple(resolve_target(view, word) for word in words)
+    ids = tuple(resolve_target(view, word, each) for word in words)
     twice = next((token for token, times in Counter(ids).items() if times > 1), None)
     if twice is not None:
         raise ValueError(f"{what} has {decode_each(view, [twice])[0]!r} (token id {twice}) twice; name each word once.")
@@ -149,7 +157,9 @@ def _encode(view: ModelView, text: str, prepend_bos: bool | None) -> Int[Tensor,
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError(f"the text {text!r} is not valid Unicode; was it read in another encoding?") from error
+        raise ValueError(
+            f"the text {shown_value(text)} is not valid Unicode; was it read in another encoding?"
+        ) from error
     # Without truncate=False a long prompt would lose its end without a word.
     keywords: dict[str, Any] = {"truncate": False}
     if prepend_bos is not None:
@@ -199,25 +209,28 @@ def _require_in_vocabulary(view: ModelView, ids: list[int], size: int) -> None:
         )
 
 
-def _require_known(view: ModelView, target: str, token: int) -> None:
+def _require_known(view: ModelView, target: str, token: int, what: str) -> None:
     tokenizer = view.model.tokenizer
     unknown = getattr(tokenizer, "unk_token_id", None)
     if token == unknown and tokenizer.decode([token]).strip() != target.strip():
         raise ValueError(
-            f"the target {target!r} is not in the vocabulary of {view.name}: it would be read as "
+            f"the {what} {shown_value(target)} is not in the vocabulary of {view.name}: it would be read as "
             f"{tokenizer.unk_token!r}, which you can trace by that name."
         )
 
 
-def not_one_token(target: str, encode: Callable[[str], Sequence[int]], decode: Callable[[int], str]) -> str | None:
-    """What is wrong with a target's text, in a sentence that shows its pieces; None if it is one token."""
+def not_one_token(
+    target: str, encode: Callable[[str], Sequence[int]], decode: Callable[[int], str], what: str = "target"
+) -> str | None:
+    """What is wrong with a word's text, in a sentence that shows its pieces; None if it is one token."""
     ids = encode(target)
     if len(ids) == 1:
         return None
     if not ids:
-        return f"the target {target!r} has no tokens; pass text of one token, or a token id."
-    pieces = " + ".join(f"{decode(token)!r} ({token})" for token in ids)
-    message = f"the target {target!r} is {len(ids)} tokens, {pieces}; exactly one is needed"
+        return f"the {what} {shown_value(target)} has no tokens; pass text of one token, or a token id."
+    pieces = [f"{decode(token)!r} ({token})" for token in ids[:_PIECES]]
+    listed = " + ".join([*pieces, "…"] if len(ids) > _PIECES else pieces)
+    message = f"the {what} {shown_value(target)} is {len(ids)} tokens, {listed}; exactly one is needed"
     for other in (f" {target}", target.strip()):
         if other != target and other and len(found := encode(other)) == 1:
             return f"{message}: {other!r} is one token ({found[0]})."
