@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from tl_subvalues.readout.readout import Readout as Readout
     from tl_subvalues.rows.find import find as find
     from tl_subvalues.rows.find import similar as similar
+    from tl_subvalues.rows.index import write_index as write_index
     from tl_subvalues.show.plots import plot_evaluation as plot_evaluation
     from tl_subvalues.study.collect import collect as collect
     from tl_subvalues.study.evaluate import evaluate as evaluate
@@ -63,6 +64,7 @@ _HOMES = {
     "trace": "tracing.prompt",
     "trace_answer": "tracing.answer",
     "trace_batch": "tracing.batch",
+    "write_index": "rows.index",
 }
 __all__ = list(_HOMES)  # pyright: ignore[reportUnsupportedDunderAll]
 
