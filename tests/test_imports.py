@@ -45,7 +45,7 @@ ROOMS: dict[str, set[str]] = {
     "study": {"numerics", "model_view", "readout", "decomposition", "importance", "upstream", "ablation", "tracing"},
     "command": {"loading", "model_view", "baevski18", "decomposition", "show", "rows", "tracing", "study"},
 }
-GROUND = {"errors", "labels", "progress"}
+GROUND = {"errors", "labels", "progress", "version"}
 MODEL_VIEW = [
     "releases",
     "folders",

@@ -59,3 +59,12 @@ def test_nothing_heavy_is_loaded_before_it_is_asked_for() -> None:
     assert not heavy & loaded_by(helps)
     assert "torch" in loaded_by("import tl_subvalues as tlsv; tlsv.Readout")
     assert not {"transformers", "transformer_lens"} & loaded_by("import tl_subvalues as tlsv; tlsv.Trace")
+
+
+def test_the_version_is_in_one_place() -> None:
+    """Metadata are made from it, and no other file has it written out."""
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'dynamic = ["version"]' in project
+    assert 'path = "tl_subvalues/version.py"' in project
+    holding = [path.name for path in (ROOT / "tl_subvalues").rglob("*.py") if tlsv.__version__ in path.read_text()]
+    assert holding == ["version.py"]

@@ -9,6 +9,8 @@ imported when it is first asked for (PEP 562), so that the command's help does n
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tl_subvalues.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from tl_subvalues import baevski18 as baevski18
     from tl_subvalues.ablation.ablate import ablation_hooks as ablation_hooks

@@ -12,12 +12,13 @@ import click
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
 from tl_subvalues.command.start_up import DTYPES, Session, debug_option, first_line, load, quieten, say, word_check
 from tl_subvalues.errors import shown, told
+from tl_subvalues.version import __version__
 
 _REST = "rest"
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
-@click.version_option(package_name="tl-subvalues")
+@click.version_option(__version__)
 @click.pass_context
 def cli(context: click.Context) -> None:
     """Where in a language model is a fact stored? Subvalues scored by the log-probability they add."""

@@ -1,6 +1,5 @@
 """The commands over many facts: `evaluate` and `collect`, both resumable."""
 
-import importlib.metadata
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +9,7 @@ import click
 
 from tl_subvalues.command.start_up import DTYPES, debug_option, load, quieten, say, word_check
 from tl_subvalues.errors import shown
+from tl_subvalues.version import __version__
 
 Command = Callable[..., None]
 
@@ -168,6 +168,5 @@ def _own_record(what: str, facts: str, name: str, settings: dict[str, Any]) -> P
     folder = cache_folder() / "records"
     folder.mkdir(parents=True, exist_ok=True)
     settings = {key: value for key, value in settings.items() if key != "by"}  # groups the results, changes none
-    version = importlib.metadata.version("tl-subvalues")
-    content = [version, Path(facts).read_text(encoding="utf-8-sig", errors="replace"), name, settings]
+    content = [__version__, Path(facts).read_text(encoding="utf-8-sig", errors="replace"), name, settings]
     return folder / f"{what}-{digest(content)}.jsonl"

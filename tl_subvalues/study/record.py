@@ -7,7 +7,6 @@ out again, so no item is lost or doubled.
 """
 
 import hashlib
-import importlib.metadata
 import json
 import os
 import re
@@ -19,6 +18,7 @@ from typing import Any, BinaryIO
 from filelock import FileLock, Timeout
 
 from tl_subvalues.errors import shown
+from tl_subvalues.version import __version__
 
 SCHEMA = "tl-subvalues/record/2"
 # A line's end: the digest, as the last of its JSON object's entries.
@@ -189,7 +189,7 @@ def run_settings(view: Any, facts: Sequence[Any], **settings: Any) -> Callable[[
     def found() -> dict[str, Any]:
         content = [[fact.tokens.tolist(), fact.asked.ids, fact.asked.against] for fact in facts]
         return {
-            "package": importlib.metadata.version("tl-subvalues"),
+            "package": __version__,
             "model": view.name,
             **view.checksum(),
             "dtype": str(view.dtype),
