@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -q -n auto --dist worksteal
 NOTEBOOKS := --nbmake --nbmake-timeout=600 demos
 
-.PHONY: demo test test-fast test-all test-new test-old test-oldest lint build bench models clean
+.PHONY: demo test test-fast test-all test-new test-old test-oldest lint docs pictures build bench models clean
 
 demo: .venv/$(STAMP)
 	.venv/bin/tl-subvalues trace "The capital of France is" --target " Paris"
@@ -42,6 +42,14 @@ lint: .venv/$(STAMP)
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
 
+# The site, in site/: open site/index.html, no server needed.
+docs: .venv/$(STAMP)
+	.venv/bin/python -m sphinx -W --keep-going -q -b html docs site
+
+# The pictures of README and site.
+pictures: .venv/$(STAMP)
+	.venv/bin/python docs/make_pictures.py
+
 build: .venv/$(STAMP)
 	.venv/bin/python -m build --wheel --outdir dist .
 
@@ -67,4 +75,4 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl3 .venv-tl2 dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-tl3 .venv-tl2 dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -47,17 +47,31 @@ from tl_subvalues.words.vocabulary import Words, vocabulary, writes
 
 @dataclass(frozen=True, eq=False)
 class Trace:
-    """One prompt, one target, taken apart; made by `trace`. Tables are pandas DataFrames, labels TransformerLens's."""
+    """One prompt, one target, taken apart; made by `trace`. Tables are pandas DataFrames, labels TransformerLens's.
+
+    Attributes:
+        tokens: token ids of the prompt.
+        str_tokens: their texts.
+        target_tokens: texts of the target's words.
+        position: where the target is predicted, counted from the front.
+        log_prob: of the target (of several words: of any of them), in nats.
+        prob: of the target.
+        rank: of the target's most probable word among all; 1 is the top.
+        value: the target's measure, in nats: `log_prob`, or with an `against` `log_prob_diff`.
+        scale: "frozen" or "recomputed".
+        model: the model that was traced.
+        cache: the run's ActivationCache.
+    """
 
     tokens: Int[Tensor, " pos"]
     str_tokens: list[str]
     target: Target
     target_tokens: list[str]
-    position: int  # where the target is predicted, counted from the front
-    log_prob: float  # of the target (of several words: of any of them), in nats
+    position: int
+    log_prob: float
     prob: float
-    rank: int  # of the target's most probable word among all; 1 is the top
-    value: float  # the target's measure, in nats
+    rank: int
+    value: float
     scale: Scale
     model: Any = field(repr=False)
     cache: Any = field(repr=False)
