@@ -1,7 +1,9 @@
 """What the README claims is run here."""
 
+import html
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,18 +12,49 @@ from helpers import readme_blocks
 from tl_subvalues.command import cli
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "docs"))
+import make_pictures  # noqa: E402
+
 README = ROOT / "README.md"
 
 
-def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Block after block, on a tiny random `gpt2` in a folder; the last one scores every head, position and the bias."""
-    pytest.importorskip("transformer_lens.model_bridge", reason="the README boots a TransformerBridge")
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_its_python_runs_and_gives_its_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Block after block; labels, increases, total effects and words are those that stand in the table."""
     monkeypatch.chdir(tmp_path)
-    readme_blocks.make_tiny_gpt2(tmp_path / "gpt2")
-    readme_blocks.make_tiny_baevski18(tmp_path / "adaptive_lm_wiki103.v2")
     namespace = readme_blocks.run(README)
-    assert namespace["increase"].shape == (len(namespace["labels"]), 1)
-    assert len(namespace["neurons"]) == 5
+    neurons, trace = namespace["neurons"], namespace["trace"]
+    total = (neurons["label"] + "@4").map(namespace["effects"])
+    rows = table_of(README)
+    assert [row[0] for row in rows] == neurons["label"].tolist()
+    assert [float(row[1]) for row in rows] == pytest.approx(neurons["log_prob_increase"].tolist(), abs=1e-3)
+    assert [float(row[2]) for row in rows] == pytest.approx(total.tolist(), abs=1e-3)
+    for row, coefficient in zip(rows, neurons["coefficient"], strict=True):
+        words = trace.vocabulary(row[0], 3)
+        written = words.loc[words["side"] == ("top" if coefficient > 0 else "bottom"), "token"]
+        assert row[3] == ", ".join(word.strip() for word in written)
+
+
+def table_of(page: Path) -> list[list[str]]:
+    """Cells of the rows of a page's table of FFN neurons, with minus signs that Python reads."""
+    text = page.read_text(encoding="utf-8").replace("−", "-")
+    rows = re.findall(r"^\| (L\d+N\d+ \|.*) \|$", text, flags=re.MULTILINE)
+    assert rows
+    return [row.split(" | ") for row in rows]
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+@pytest.mark.any_release
+def test_the_table_of_orders() -> None:
+    """Increase, total effect and what is lost without it, as docs/explanation/orders.md has them."""
+    page = ROOT / "docs" / "explanation" / "orders.md"
+    namespace = readme_blocks.run(page)
+    rows = table_of(page)
+    assert [row[:3] for row in rows] == [row[:3] for row in table_of(README)]
+    lost = namespace["at"].map(namespace["measured"]).tolist()
+    assert [float(row[3]) for row in rows] == pytest.approx(lost, abs=1e-3)
 
 
 @pytest.mark.bridge
@@ -35,35 +68,22 @@ def test_the_page_on_baevski18_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cli.cli.main(shlex.split(line), standalone_mode=False)
 
 
-def test_its_commands_exist() -> None:
-    """Every `make` target and every option of the command that it shows; every sub-command is in it."""
-    text = README.read_text(encoding="utf-8")
-    targets = set(re.findall(r"^make (\w+)", text, flags=re.MULTILINE))
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    assert targets
-    assert all(re.search(rf"^{target}:", makefile, flags=re.MULTILINE) for target in targets)
-    for line in re.findall(r"^tl-subvalues .*$", text, flags=re.MULTILINE):
-        command = cli.cli.commands[line.split()[1]]
-        known = {option for parameter in command.params for option in parameter.opts}
-        assert set(re.findall(r"--[\w-]+", line)) <= known
-    assert all(f"tl-subvalues {name}" in text for name in cli.cli.commands)
-
-
-def test_its_links_and_picture_are_there() -> None:
-    """Local links lead to files of the project."""
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README.read_text(encoding="utf-8")):
-        assert (ROOT / target).exists(), target
-
-
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_its_finding_is_true() -> None:
-    """L23H4 is the strongest head and L24N1005 the second FFN neuron, writing what the README says."""
+    """L23H4 is the strongest head and L24N1005 the second FFN neuron; the picture is what the command draws."""
     import tl_subvalues as tlsv
 
     trace = tlsv.trace(tlsv.load_model(), "The capital of France is", " Paris")
     assert trace.heads(top=1)["label"].tolist() == ["L23H4"]
     assert trace.ffn_neurons(top=2)["label"].tolist()[1] == "L24N1005"
-    picture = (ROOT / "docs" / "trace.svg").read_text(encoding="utf-8")
-    assert "L24N1005" in picture
-    assert f"{trace.ffn_neurons(top=1)['log_prob_increase'].iloc[0]:+.3f}" in picture
+    picture = readings((ROOT / "docs" / "trace.svg").read_text(encoding="utf-8"))
+    drawn = readings(make_pictures.terminal(trace))
+    assert [one for one in picture if isinstance(one, str)] == [one for one in drawn if isinstance(one, str)]
+    assert picture == [pytest.approx(one, abs=2e-3, rel=2e-3) if isinstance(one, float) else one for one in drawn]
+
+
+def readings(svg: str) -> list[str | float]:
+    """Words and numbers that stand in a picture, in order."""
+    shown = html.unescape(" ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg))).replace("\xa0", " ")
+    return [float(one) if re.fullmatch(r"[+-]?\d[\d.]*(e[+-]\d+)?", one) else one for one in shown.split()]

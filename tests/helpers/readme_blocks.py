@@ -1,7 +1,7 @@
-"""Run the README's Python, block after block in one namespace, where no hub can be reached.
+"""Run a page's Python, block after block in one namespace, where no hub can be reached.
 
 `gpt2` is a tiny random model in a folder of that name, which Hugging Face's loaders prefer to the hub.
-Used by test_readme.py, and on its own beside an installed wheel: python tests/helpers/readme_blocks.py README.md.
+Used by tests, and on its own beside an installed wheel: python tests/helpers/readme_blocks.py README.md.
 """
 
 import re
@@ -49,7 +49,5 @@ def run(readme: Path) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    make_tiny_gpt2(Path("gpt2"))
-    make_tiny_baevski18(Path("adaptive_lm_wiki103.v2"))
     run(Path(sys.argv[1]))
     print("the README's Python ran")
