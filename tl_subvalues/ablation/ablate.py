@@ -63,6 +63,13 @@ def ablation_hooks(
         ValueError: for a label that is none or not in the model, a bad mode or position, a missing reference.
         UnsupportedModelError: for an FFN without neurons that can be read, for a block without the hook, and from the
             hooks themselves, for a source position where the attention pattern cannot be seen in time.
+
+    Example:
+        >>> model = tlsv.load_model()
+        >>> hooks = tlsv.ablation_hooks(model, ["L24N1005", "L23H4@3"])
+        >>> logits = model.run_with_hooks(model.to_tokens("The capital of France is"), fwd_hooks=hooks)
+        >>> model.to_string(logits[0, -1].argmax())
+        ' the'
     """
     view = view_of(model)
     found, at = components(view, labels), require_position(position)

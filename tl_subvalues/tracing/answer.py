@@ -44,6 +44,11 @@ def trace_answer(
         UnsupportedModelError: as `trace`.
         ValueError: as `trace`; for an answer without tokens; and for two answers of which one begins as the other, for
             the longer one is then part of what the shorter one's probability is of.
+
+    Example:
+        >>> traces = tlsv.trace_answer(tlsv.load_model(), "The capital of France is", " Paris.")
+        >>> [one.target_token for one in traces]
+        [' Paris', '.']
     """
     view = view_of(model)
     require_scale(scale)

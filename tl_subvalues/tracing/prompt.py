@@ -60,6 +60,17 @@ def trace(
         ValueError: for a bad prompt, target, position or scale, a cache of another prompt or of several, a model in
             training mode, or NaN in the residual stream.
         KeyError: if the cache lacks hooks; it lists them all.
+
+    Example:
+        >>> model = tlsv.load_model()
+        >>> trace = tlsv.trace(model, "The capital of France is", " Paris")
+        >>> trace.rank, round(trace.prob, 2)
+        (1, 0.77)
+        >>> trace.heads(top=1)["label"].item()
+        'L23H4'
+        >>> trace = tlsv.trace(model, "The capital of France is", " Paris", against=" Rome")
+        >>> round(trace.log_prob_diff, 2)
+        7.31
     """
     view = view_of(model)
     require_scale(scale)
