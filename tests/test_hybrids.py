@@ -121,7 +121,7 @@ def test_a_block_without_a_residual_stream_in_the_middle_is_refused(tokens):
 
 
 @pytest.mark.parametrize("family", ["lfm2", "jamba"])
-def test_a_mixer_knocked_out_adds_nothing(family, tokens):
+def test_an_ablated_mixer_adds_nothing(family, tokens):
     """With the mixer's output at zero, what enters the layer is what its FFN reads."""
     model = zoo.bridge(family)
     label = next(

@@ -409,7 +409,7 @@ def test_mean_of_what_is_read_from_a_source_position() -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt_neox_parallel"])
 def test_trace_ablate(family: str, tokens: Tensor) -> None:
-    """Before and after, from labels or a table, at the trace's own position; nothing knocked out twice."""
+    """Before and after, from labels or a table, at the trace's own position; nothing ablated twice."""
     model = zoo.model(family)
     trace = tlsv.trace(model, tokens, TARGET, position=4)
     table = trace.ffn_neurons(top=7)
@@ -501,7 +501,7 @@ def test_past_keys_and_values_are_refused(family: str, tokens: Tensor) -> None:
 
 
 def test_heads_and_sublayers_beside_experts(tokens: Tensor) -> None:
-    """A mixture of experts is knocked out whole like any FFN; for its neurons see test_mixtures.py."""
+    """A mixture of experts is ablated whole like any FFN; for its neurons see test_mixtures.py."""
     model = zoo.model("mixtral")
     base = log_probs(model, tokens)
     for label in ("1_mlp_out", "L1H2", "L1H2@3"):

@@ -222,8 +222,8 @@ def test_sinks_in_compatibility_mode_are_warned_of(tokens):
         assert tlsv.trace(model, tokens, TARGET).log_prob == pytest.approx(raw.log_prob, abs=1e-4)
 
 
-def test_knocking_out_is_clearing_the_row(family: str, tokens: torch.Tensor) -> None:
-    """Neurons of two experts knocked out give the logits of a model whose W_out rows of theirs are zero."""
+def test_ablating_is_clearing_the_row(family: str, tokens: torch.Tensor) -> None:
+    """Neurons of two experts ablated give the logits of a model whose W_out rows of theirs are zero."""
     model = zoo.bridge(family)
     trace = tlsv.trace(model, tokens, TARGET)
     table = trace.ffn_neurons(top=None)
