@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -q -n auto --dist worksteal
 NOTEBOOKS := --nbmake --nbmake-timeout=600 demos
 
-.PHONY: demo test test-fast test-all test-new test-old test-oldest lint docs pictures build bench models clean
+.PHONY: demo test test-fast test-all test-new test-old test-oldest lint docs pictures build release-check bench models clean
 
 demo: .venv/$(STAMP)
 	.venv/bin/tl-subvalues trace "The capital of France is" --target " Paris"
@@ -51,7 +51,28 @@ pictures: .venv/$(STAMP)
 	.venv/bin/python docs/make_pictures.py
 
 build: .venv/$(STAMP)
-	.venv/bin/python -m build --wheel --outdir dist .
+	rm -rf dist
+	.venv/bin/python -m build --outdir dist .
+
+# What is to be released, made and checked as users get it; after `.ci/run`. Downloads three releases of TransformerLens.
+release-check: .venv/$(STAMP) .venv-twine/bin/twine .venv-cff/bin/cffconvert
+	test -z "$$(git status --porcelain)" || { echo "commit first: the tree is not clean"; exit 2; }
+	.venv-cff/bin/cffconvert --validate
+	$(MAKE) build
+	.venv/bin/python .ci/release_check.py dist
+	.venv-twine/bin/twine check --strict dist/*
+	.ci/wheel-beside $(subst transformer_lens==,,$(TL_NEW)) constraints.txt
+	.ci/wheel-beside $(subst transformer_lens==,,$(TL_OLD)) constraints.txt
+	.ci/wheel-beside $(subst transformer_lens==,,$(TL_OLDEST)) constraints-tl2.txt
+
+# Tools of a release, each in an environment of its own: cffconvert asks for older companions than anything else.
+.venv-twine/bin/twine:
+	$(PYTHON) -m venv .venv-twine
+	.venv-twine/bin/python -m pip install --quiet --disable-pip-version-check twine
+
+.venv-cff/bin/cffconvert:
+	$(PYTHON) -m venv .venv-cff
+	.venv-cff/bin/python -m pip install --quiet --disable-pip-version-check cffconvert
 
 bench: .venv/$(STAMP)
 	.venv/bin/python benchmarks/run.py
@@ -75,4 +96,4 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl3 .venv-tl2 dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-tl3 .venv-tl2 .venv-twine .venv-cff dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
