@@ -16,7 +16,7 @@ _LOCKS: "WeakKeyDictionary[Any, threading.RLock]" = WeakKeyDictionary()
 _MAKING = threading.Lock()
 
 
-def _lock_of(model: Any) -> "threading.RLock":
+def _lock_of(model: Any) -> Any:  # Python 3.11 has threading.RLock as a function, which is no type to beartype
     with _MAKING:
         return _LOCKS.setdefault(model, threading.RLock())
 
