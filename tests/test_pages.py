@@ -1,5 +1,6 @@
 """Every example of the documentation runs, and every local link leads somewhere."""
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ from helpers import readme_blocks
 from helpers.pages import ROOT, anchors, local_links, pages, shell_lines
 
 from tl_subvalues.command import cli
+from tl_subvalues.command.report import Report
 
 ELSEWHERE = {"README.md", "baevski18.md", "orders.md"}  # run in test_readme.py, and held to what they say
 
@@ -52,3 +54,11 @@ def test_its_commands_and_links_exist(page: Path) -> None:
     for link, path, anchor in local_links(page):
         assert path.exists(), link
         assert not anchor or anchor in anchors(path), link
+
+
+@pytest.mark.any_release
+def test_the_json_s_keys_are_explained() -> None:
+    """Every key of the command's JSON but the tables' stands on the page on files."""
+    page = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")
+    keys = {field.name for field in dataclasses.fields(Report)} - {"tables"}
+    assert {key for key in keys if f"`{key}`" not in page} == set()

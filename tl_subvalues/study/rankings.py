@@ -1,11 +1,7 @@
 """Ways to rank parts by what they might mean to a prediction (the comparison of arXiv 2312.12141, section 4).
 
-A ranking is a function from a trace to the score of every FFN neuron, layer after layer. A new one takes three lines:
-
-    def negative_log_prob(trace):
-        return -tlsv.RANKINGS["log_prob_increase"](trace)
-
-    tlsv.evaluate(model, facts, rankings={**tlsv.RANKINGS, "mine": negative_log_prob})
+A ranking is a function from a trace to the score of every FFN neuron, layer after layer: docs/how-to/own-ranking.md
+makes one in two lines.
 
 Where the k highest can be found without scoring all, a ranking also has a shortcut. Rankings of heads and of attention
 neurons begin with "head_" and "attn_neuron_".
