@@ -15,7 +15,7 @@ import torch
 from helpers import package_index
 
 import tl_subvalues as tlsv
-from tl_subvalues.loading import embedded, fetch, models, progress
+from tl_subvalues.loading import embedded, fetch, ggufs, models, progress
 from tl_subvalues.progress import watched
 
 pytestmark = pytest.mark.slow
@@ -104,8 +104,9 @@ def test_a_folder_that_is_not_as_it_was_made_is_refused(how: str, cache: Path) -
 
 def test_what_a_kill_left_is_removed(cache: Path) -> None:
     """The unfinished folder of a process that is gone goes with the next that makes one."""
-    (cache / ".making-old" / "model").mkdir(parents=True)
-    (cache / ".making-old" / "model" / "model.safetensors").write_bytes(b"700 MB")
+    name = embedded._folder().name
+    (cache / f".making-{name}-old" / "model").mkdir(parents=True)
+    (cache / f".making-{name}-old" / "model" / "model.safetensors").write_bytes(b"700 MB")
     (folder := embedded.embedded_folder())
     assert kept(cache) == [folder.name]
 
@@ -113,14 +114,14 @@ def test_what_a_kill_left_is_removed(cache: Path) -> None:
 def test_two_at_once_make_one(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second waits for the first, and takes what it made."""
     made: list[Path] = []
-    convert = embedded._convert
+    convert = embedded.convert
 
     def slowly(gguf: Path, folder: Path, advance: Callable[[float], None]) -> None:
         made.append(folder)
         time.sleep(0.5)
         convert(gguf, folder, advance)
 
-    monkeypatch.setattr(embedded, "_convert", slowly)
+    monkeypatch.setattr(embedded, "convert", slowly)
     found: list[Path] = []
     threads = [threading.Thread(target=lambda: found.append(embedded.embedded_folder())) for _ in range(3)]
     for thread in threads:
@@ -142,7 +143,7 @@ def test_a_broken_conversion_leaves_nothing(
         (folder / "config.json").write_text("{")
         raise error
 
-    monkeypatch.setattr(embedded, "_convert", half)
+    monkeypatch.setattr(embedded, "convert", half)
     with pytest.raises(seen) as caught:
         embedded.embedded_folder()
     assert "\n" not in str(caught.value)
@@ -151,7 +152,7 @@ def test_a_broken_conversion_leaves_nothing(
 
 def test_the_reader_of_gguf_is_asked_for_before_anything_is_fetched(cache: Path, monkeypatch) -> None:
     """93 MB would be for nothing."""
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(ggufs.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(embedded, "fetch", lambda *_: pytest.fail("fetched"))
     with pytest.raises(OSError, match=r"pip install 'tl-subvalues\[demo\]'"):
         tlsv.load_model()

