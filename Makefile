@@ -13,7 +13,7 @@ unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -q -n auto --dist worksteal
 NOTEBOOKS := --nbmake --nbmake-timeout=600 demos
 
-.PHONY: demo test test-fast test-all test-new test-old test-oldest lint docs pictures build release-check bench models clean
+.PHONY: demo test test-fast test-all test-new test-old test-oldest test-models lint docs pictures build release-check bench models clean
 
 demo: .venv/$(STAMP)
 	.venv/bin/tl-subvalues trace "The capital of France is" --target " Paris"
@@ -36,6 +36,10 @@ test-old: .venv-tl3/$(STAMP)
 
 test-oldest: .venv-tl2/$(STAMP)
 	.venv-tl2/bin/python $(PYTEST) $(NOTEBOOKS) tests
+
+# Real models against Hugging Face's and brute force; Gemma 3 270M takes part once demos/gemma_3_270m.py has fetched it.
+test-models: .venv/$(STAMP)
+	.venv/bin/python -m pytest -q tests/real_models.py
 
 lint: .venv/$(STAMP)
 	.venv/bin/ruff check .
