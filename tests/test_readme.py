@@ -63,6 +63,7 @@ def test_the_page_on_baevski18_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     page = ROOT / "docs" / "baevski18.md"
     monkeypatch.chdir(tmp_path)
     readme_blocks.make_tiny_baevski18(tmp_path / "adaptive_lm_wiki103.v2")
+    (tmp_path / "demos").symlink_to(ROOT / "demos")
     assert readme_blocks.run(page)["trace"].target_token == "a"
     for line in re.findall(r"^tl-subvalues (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
         cli.cli.main(shlex.split(line), standalone_mode=False)
