@@ -73,6 +73,24 @@ def test_it_is_traced(band: int, model: Any, facts: pd.DataFrame) -> None:
     assert trace.ablate(trace.ffn_neurons(top=300))["log_prob_after"] < trace.log_prob
 
 
+@pytest.mark.parametrize("layer", [1, 3])
+def test_what_switches_a_neuron_on(layer: int, model: Any) -> None:
+    """Its scores add up to its pre-activation, as the module computes it; a ReLU's effects add up to the score."""
+    trace = tlsv.trace(model, "The capital of France is", "Paris")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(trace.tokens[None])
+        block = model.original_model.layers[layer]
+        residual = cache[f"blocks.{layer}.hook_resid_pre"] + cache[f"blocks.{layer}.hook_attn_out"]
+        pre = block.mlp.fc1(block.final_layer_norm(residual))[0, -1]
+    neuron = int(pre.argmax())
+    for by in ("sublayer", "head_position", "ffn_neuron"):
+        scores = trace.activations(f"L{layer}N{neuron}", by=by)["score"]
+        assert scores.sum() == pytest.approx(float(pre[neuron]), abs=1e-4)
+    effects = trace.effects("embedding", rule="frozen", top=None)
+    assert effects["total_effect"].sum() == pytest.approx(effects.attrs["score"], abs=1e-3)
+    assert len(trace.query_ffn_neurons(trace.ffn_neurons(top=20), top=5)) == 5
+
+
 def test_the_script_trains_and_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch over a few countries: what is saved loads as what was trained, and a folder is not written over."""
     script = demo("train_baevski18.py")
