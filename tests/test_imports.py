@@ -31,6 +31,7 @@ ROOMS: dict[str, set[str]] = {
     "ablation": {"numerics", "model_view", "readout"},
     "show": {"readout", "importance", "upstream", "words"},
     "rows": {"numerics", "model_view", "readout", "importance", "words", "show"},
+    "saved": {"show"},
     "tracing": {
         "numerics",
         "model_view",
@@ -41,9 +42,10 @@ ROOMS: dict[str, set[str]] = {
         "upstream",
         "ablation",
         "show",
+        "saved",
     },
     "study": {"numerics", "model_view", "readout", "decomposition", "importance", "upstream", "ablation", "tracing"},
-    "command": {"loading", "model_view", "baevski18", "decomposition", "show", "rows", "tracing", "study"},
+    "command": {"loading", "model_view", "baevski18", "decomposition", "show", "rows", "saved", "tracing", "study"},
 }
 GROUND = {"errors", "labels", "progress", "version"}
 MODEL_VIEW = [
@@ -201,7 +203,7 @@ def test_only_the_model_view_knows_a_releases_attributes():
 
 
 # Rooms whose results are tables.
-TABLES = {"show", "rows", "tracing", "study", "command"}
+TABLES = {"show", "rows", "saved", "tracing", "study", "command"}
 
 
 def test_the_core_is_torch_only():

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from tl_subvalues.rows.find import find as find
     from tl_subvalues.rows.find import similar as similar
     from tl_subvalues.rows.index import write_index as write_index
+    from tl_subvalues.saved.opened import open_trace as open_trace
     from tl_subvalues.show.plots import plot_evaluation as plot_evaluation
     from tl_subvalues.study.collect import collect as collect
     from tl_subvalues.study.evaluate import evaluate as evaluate
@@ -60,6 +61,7 @@ _HOMES = {
     "find": "rows.find",
     "load_model": "loading.models",
     "log_prob_increase": "importance.increases",
+    "open_trace": "saved.opened",
     "plot_evaluation": "show.plots",
     "prob_increase": "importance.increases",
     "similar": "rows.find",

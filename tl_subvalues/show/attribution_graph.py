@@ -11,6 +11,9 @@ import pandas as pd
 
 from tl_subvalues.labels import parse_label
 
+# Sources of edges that are no nodes.
+OTHERS, BIAS = "others", "bias"
+
 
 def attribution_graph(
     nodes: pd.DataFrame,
@@ -66,6 +69,24 @@ def attribution_graph(
         "nodes": list(made.values()),
         "links": links,
     }
+
+
+def networkx_graph(nodes: pd.DataFrame, edges: pd.DataFrame, **attributes: Any) -> Any:
+    """A networkx.DiGraph: nodes and edges with the tables' columns as attributes; "others" and "bias" are left out.
+
+    Raises:
+        ImportError: without networkx.
+    """
+    try:
+        import networkx
+    except ImportError as error:
+        raise ImportError("to_networkx needs networkx: pip install networkx.") from error
+    graph = networkx.DiGraph(**attributes)
+    for row in nodes.to_dict("records"):
+        graph.add_node(row.pop("label"), **row)
+    for row in edges[~edges["source"].isin([OTHERS, BIAS])].to_dict("records"):
+        graph.add_edge(row.pop("source"), row.pop("target"), **row)
+    return graph
 
 
 def _neuron(row: Any, influence: float) -> dict[str, Any]:

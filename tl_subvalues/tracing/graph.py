@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from tl_subvalues.show import graph_plot
-from tl_subvalues.show.attribution_graph import attribution_graph
+from tl_subvalues.show.attribution_graph import BIAS, OTHERS, attribution_graph, networkx_graph
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.effects import FROZEN_RULES
 from tl_subvalues.upstream.graph import Carried, Flows, Neuron, flows_of
@@ -19,7 +19,7 @@ from tl_subvalues.upstream.graph import Carried, Flows, Neuron, flows_of
 if TYPE_CHECKING:
     from tl_subvalues.tracing.trace import Trace
 
-TARGET, OTHERS, BIAS = "target", "others", "bias"
+TARGET = "target"
 GraphRule = Literal["frozen", "half"]
 # Heads that are named on an edge: the strongest, down to this share of it.
 _HEADS, _SHARE = 5, 0.02
@@ -53,16 +53,7 @@ class Graph:
         Raises:
             ImportError: without networkx.
         """
-        try:
-            import networkx
-        except ImportError as error:
-            raise ImportError("to_networkx needs networkx: pip install networkx.") from error
-        graph = networkx.DiGraph(score=self.score, rule=self.rule)
-        for row in self.nodes.to_dict("records"):
-            graph.add_node(row.pop("label"), **row)
-        for row in self.edges[~self.edges["source"].isin([OTHERS, BIAS])].to_dict("records"):
-            graph.add_edge(row.pop("source"), row.pop("target"), **row)
-        return graph
+        return networkx_graph(self.nodes, self.edges, score=self.score, rule=self.rule)
 
     def to_json(self, path: Any, *, slug: str = "tl-subvalues") -> None:
         """Write the attribution-graph JSON that circuit-tracer's and Neuronpedia's viewers read.

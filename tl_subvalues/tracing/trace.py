@@ -23,6 +23,8 @@ from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.reading import Known, Reading, read
 from tl_subvalues.readout.readout import Readout, Scale
 from tl_subvalues.readout.targets import Measure, Target
+from tl_subvalues.saved.document import Document
+from tl_subvalues.saved.pages import Pages
 from tl_subvalues.show import plots
 from tl_subvalues.show.tables import (
     activation_table,
@@ -35,6 +37,7 @@ from tl_subvalues.show.tables import (
 )
 from tl_subvalues.show.word_tables import vocabulary_table, writes_table
 from tl_subvalues.tracing.compare import compare
+from tl_subvalues.tracing.finish import document_of
 from tl_subvalues.tracing.graph import Graph, GraphRule, graph_of
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.activation import By, activation_scores
@@ -46,7 +49,7 @@ from tl_subvalues.words.vocabulary import Words, vocabulary, writes
 
 
 @dataclass(frozen=True, eq=False)
-class Trace:
+class Trace(Pages):
     """One prompt, one target, taken apart; made by `trace`. Tables are pandas DataFrames, labels TransformerLens's.
 
     Attributes:
@@ -454,6 +457,12 @@ class Trace:
     def plot_activations(self, label: str, by: By = "sublayer", top: int | None = 15, *, ax: Any = None) -> Any:
         """Bars: the components that drove a neuron most, and all others together."""
         return plots.activations(self.activations(label, by), self._title(), ax, require_top(top), self.str_tokens)
+
+    def _document(self, top: int) -> Document:
+        return document_of(self, top)
+
+    def _brief(self) -> Document:
+        return document_of(self, 5, brief=True)
 
     def _title(self) -> str:
         prompt = "".join(self.str_tokens[: self.position + 1])
