@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
+from tl_subvalues.command.show_command import require_output, show_command
 from tl_subvalues.command.start_up import DTYPES, Session, debug_option, first_line, load, quieten, say, word_check
 from tl_subvalues.errors import shown, told
 from tl_subvalues.version import __version__
@@ -69,6 +70,8 @@ def cli(context: click.Context) -> None:
     type=click.Choice(["png", "svg", "pdf"]),
     help="Of the pictures.",
 )
+@click.option("--html", "html_file", metavar="FILE", help="Write the trace as a page, one file that opens offline.")
+@click.option("--save", "save_to", metavar="FILE", help="Save the trace for `show` and open_trace: a folder or a .zip.")
 @click.option("--device", help="Where to run, such as cpu or cuda.")
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights.")
 @debug_option
@@ -82,6 +85,8 @@ def trace(
     scale: Any,
     bos: bool | None,
     json_file: str | None,
+    html_file: str | None,
+    save_to: str | None,
     plots_dir: str | None,
     plots_format: str,
     device: str | None,
@@ -106,6 +111,7 @@ def trace(
         target_file = Path(str(json_file)).resolve()
         if target_file.is_dir() or not target_file.parent.is_dir():
             raise ValueError(f"{json_file}: not a file, or the folder to write into does not exist.")
+    require_output(html_file, save_to)
     if plots_dir is not None:
         folder = require_folder(plots_dir)
     word_check(name)([*targets, *(() if against == _REST else others)])
@@ -118,6 +124,10 @@ def trace(
         neurons = report.tables.get("activations")
         for path in save_all(found, None if neurons is None else neurons.attrs["neuron"], folder, plots_format):
             click.echo(f"saved {shown(path)}", err=True)
+    if html_file is not None:
+        found.to_html(html_file)
+    if save_to is not None:
+        found.save(save_to)
     if json_file == "-":
         click.echo(to_json(report), nl=False)
         return
@@ -170,6 +180,7 @@ def convert(checkpoint: str, dictionary: str, out: str) -> None:
 
 cli.add_command(evaluate_command)
 cli.add_command(collect_command)
+cli.add_command(show_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -80,7 +80,7 @@ def networkx_graph(nodes: pd.DataFrame, edges: pd.DataFrame, **attributes: Any) 
     try:
         import networkx
     except ImportError as error:
-        raise ImportError("to_networkx needs networkx: pip install networkx.") from error
+        raise ImportError("to_networkx needs networkx: pip install 'tl-subvalues[graph]'.") from error
     graph = networkx.DiGraph(**attributes)
     for row in nodes.to_dict("records"):
         graph.add_node(row.pop("label"), **row)

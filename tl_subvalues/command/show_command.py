@@ -1,0 +1,43 @@
+"""`tl-subvalues show`: a saved trace in a terminal or a pipe, without its model."""
+
+from typing import Any
+
+import click
+
+from tl_subvalues.command.start_up import debug_option
+from tl_subvalues.errors import shown
+
+
+@click.command("show")
+@click.argument("file", type=click.Path(exists=True))
+@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each table.")
+@click.option("--html", "html_file", metavar="FILE", help="Write the trace as a page, one file, instead.")
+@debug_option
+def show_command(file: str, top: int, html_file: str | None) -> None:
+    """Show a trace that `trace --save` or `Trace.save` wrote: FILE is its folder or .zip."""
+    # Imported here, so that --help does not wait for pandas.
+    from tl_subvalues.saved.opened import open_trace
+    from tl_subvalues.saved.text import to_text
+
+    saved = open_trace(file)
+    if html_file is not None:
+        saved.to_html(html_file, top=50 if top == 10 else top)
+        click.echo(f"saved {shown(html_file)}", err=True)
+        return
+    click.echo(to_text(saved, top), nl=False)
+
+
+def require_output(html_file: Any, save_to: Any) -> None:
+    """Refuse, before the model is loaded, what a trace could not be written to.
+
+    Raises:
+        ValueError: saying which.
+    """
+    if html_file is None and save_to is None:
+        return
+    from tl_subvalues.saved.files import require_target
+    from tl_subvalues.saved.pages import require_file
+
+    require_file(html_file)
+    if save_to is not None:
+        require_target(save_to)
