@@ -8,6 +8,10 @@ TL_OLDEST := transformer_lens==2.18.0
 CONSTRAINTS := constraints.txt
 STAMP := .installed-$(shell cat pyproject.toml constraints.txt constraints-tl2.txt | cksum | cut -d' ' -f1)
 
+# What tests look at pages with, in .venv/page: axe-core, as npm packs it, beside Debian's chromium. Nothing else fetches.
+AXE := 4.14.1
+PAGE := .venv/page/.axe-$(AXE)
+
 # Compiled modules are kept: pytest and jaxtyping rewrite tests and package once, not once in every process.
 unexport PYTHONDONTWRITEBYTECODE
 PYTEST := -m pytest -q -n auto --dist worksteal
@@ -27,7 +31,7 @@ test-fast: .venv/$(STAMP)
 	.venv/bin/python $(PYTEST) --shapes=hooked -m "not slow"
 
 # Everything; what the host calls deprecated where the package calls it is an error.
-test-new: .venv/$(STAMP)
+test-new: .venv/$(STAMP) $(PAGE)
 	.venv/bin/python $(PYTEST) --deprecations=errors $(NOTEBOOKS) tests
 
 # Shapes were checked by test-new, but for those that only HookedTransformer has.
@@ -97,6 +101,13 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
 	rm -f $(@D)/.installed-*
+	touch $@
+
+$(PAGE): .venv/$(STAMP)
+	test -x /usr/bin/chromium || { apt-get update && apt-get install -y --no-install-recommends chromium; }
+	command -v npm > /dev/null || { apt-get update && apt-get install -y --no-install-recommends npm; }
+	rm -rf $(@D) && mkdir -p $(@D)
+	cd $(@D) && npm pack --silent axe-core@$(AXE) && tar -xzf axe-core-$(AXE).tgz --strip-components=1 package/axe.min.js
 	touch $@
 
 clean:

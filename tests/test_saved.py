@@ -62,9 +62,9 @@ def test_what_is_opened_is_what_was_traced(name: str, trace: tlsv.Trace, tmp_pat
     pd.testing.assert_frame_equal(graph.nodes, expected_graph.nodes)
     pd.testing.assert_frame_equal(graph.edges, expected_graph.edges)
     assert (graph.score, graph.rule) == (expected_graph.score, "frozen")
-    for name in ("str_tokens", "position", "target_id", "target_token", "target_ids", "against_ids", "measure"):
+    for name in ("str_tokens", "position", "target_id", "target_token", "target_ids", "against_ids", "against_tokens"):
         assert getattr(opened, name) == getattr(trace, name), name
-    for name in ("log_prob", "prob", "rank", "value", "log_prob_diff", "scale", "target_tokens"):
+    for name in ("measure", "log_prob", "prob", "rank", "value", "log_prob_diff", "scale", "target_tokens"):
         assert getattr(opened, name) == getattr(trace, name), name
     assert opened.tokens == trace.tokens.tolist()
     assert opened.versions["torch"] == torch.__version__.split("+")[0] or "+" in opened.versions["torch"]

@@ -99,6 +99,12 @@ class SavedTrace(Pages):
         return list(against["ids"]) if isinstance(against, dict) else against
 
     @property
+    def against_tokens(self) -> list[str] | Literal["rest"] | None:
+        """Texts of what the target is measured against, "rest", or nothing."""
+        against = self.document["target"]["against"]
+        return list(against["texts"]) if isinstance(against, dict) else against
+
+    @property
     def measure(self) -> str:
         """What is measured, in nats: "log_prob" or "log_prob_diff"."""
         return str(self.document["target"]["measure"])
@@ -310,6 +316,7 @@ for _name in (
     "plot_heads",
     "plot_neurons",
     "plot_curve",
+    "plot_compare",
     "plot_activations",
 ):
     setattr(SavedTrace, _name, _refused(_name))

@@ -201,9 +201,8 @@ def _placed(label: str, position: int) -> str:
 
 
 def _target(trace: "Trace") -> dict[str, Any]:
-    against: Any = trace.against_ids
-    if isinstance(against, list):
-        against = {"ids": against, "texts": decode_each(trace.run.view, against)}
+    ids, texts = trace.against_ids, trace.against_tokens
+    against = {"ids": ids, "texts": texts} if isinstance(ids, list) else ids
     return plain(
         {
             "ids": trace.target_ids,
