@@ -1,6 +1,7 @@
 """The embedded real model as a folder in the user's cache: fetched and converted on first use, checked on every use."""
 
 from pathlib import Path
+from typing import Any
 
 from tl_subvalues.errors import told
 from tl_subvalues.loading.fetch import GGUF, fetch
