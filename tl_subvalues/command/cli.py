@@ -11,6 +11,10 @@ import click
 
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
 from tl_subvalues.command.show_command import require_output, show_command
+from tl_subvalues.command.find import find_command
+from tl_subvalues.command.index import index_command
+from tl_subvalues.command.mcp import mcp_command
+from tl_subvalues.command.neuron import neuron_command
 from tl_subvalues.command.start_up import DTYPES, Session, debug_option, first_line, load, quieten, say, word_check
 from tl_subvalues.errors import shown, told
 from tl_subvalues.version import __version__
@@ -181,6 +185,10 @@ def convert(checkpoint: str, dictionary: str, out: str) -> None:
 cli.add_command(evaluate_command)
 cli.add_command(collect_command)
 cli.add_command(show_command)
+cli.add_command(find_command)
+cli.add_command(neuron_command)
+cli.add_command(index_command)
+cli.add_command(mcp_command)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

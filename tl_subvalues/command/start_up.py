@@ -60,10 +60,10 @@ def load(name: str, device: str | None, dtype: str) -> Any:
         raise ValueError(f"model {shown_value(name)} cannot be loaded: {first_line(error)}") from error
 
 
-def word_check(name: str) -> Callable[[Sequence[str]], None]:
+def word_check(name: str, what: str = "target") -> Callable[[Sequence[str]], None]:
     """What refuses words that are not one token of a model, without loading it, where its tokenizer is at hand.
 
-    That is the embedded model once it was fetched; of any other model, all words pass.
+    That is the embedded model once it was fetched; of any other model, all words pass. `what` a word is called.
     """
     from tl_subvalues.loading.embedded import EMBEDDED, embedded_tokenizer
     from tl_subvalues.model_view import not_one_token
@@ -77,7 +77,7 @@ def word_check(name: str) -> Callable[[Sequence[str]], None]:
 
     def refuse(words: Sequence[str]) -> None:
         for word in words:
-            wrong = not_one_token(word, encode, lambda token: str(tokenizer.decode([token])))
+            wrong = not_one_token(word, encode, lambda token: str(tokenizer.decode([token])), what)
             if wrong:
                 raise ValueError(wrong)
 

@@ -8,17 +8,15 @@ from typing import Any, SupportsIndex
 import numpy as np
 import pyarrow as pa
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from tl_subvalues.model_view import ModelView, decode_each, view_of
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
-from tl_subvalues.numerics.extremes import extremes
 from tl_subvalues.progress import bar
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.rows.parts import require_writable, written_in_parts
 from tl_subvalues.rows.rows import Rows, RowUnit, Span
+from tl_subvalues.rows.words import words_of
 from tl_subvalues.show.word_tables import rows_table
 from tl_subvalues.words.readings import ByRow, RowReading, row_reading
 
@@ -103,7 +101,7 @@ def _table(
     rows: Rows, spans: Sequence[Span], readout: Readout, reading: RowReading, texts: "_Texts", k: int
 ) -> pa.Table:
     """The words of some rows, two table rows each."""
-    found = [_words(vectors, reading, k) for vectors in rows.vectors(spans)]
+    found = [words_of(vectors, reading, k) for vectors in rows.vectors(spans)]
     ids, values = (np.concatenate([one[i] for one in found]).reshape(-1) for i in (0, 1))
     numbers = [rows.numbering.span(span.number).start + i for span in spans for i in range(span.start, span.stop)]
     named = rows_table(rows.unit, rows.fields(torch.tensor(numbers)), {})
@@ -117,17 +115,6 @@ def _table(
     for name, flat in lists.items():
         table = table.append_column(name, pa.ListArray.from_arrays(offsets, flat))
     return table.replace_schema_metadata(None)
-
-
-def _words(vectors: Float[Tensor, "n d_model"], reading: RowReading, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ids and the values of each row's top and bottom k words: [n, side, k]."""
-    ids, values = [], []
-    for block in vectors.split(reading.at_once):
-        panels = reading.panels(block, torch.zeros(len(block), dtype=torch.long, device=block.device))
-        best = extremes(panels, k, [True, False])
-        values.append(torch.stack([best[largest][0].float() for largest in (True, False)], 1).cpu())
-        ids.append(torch.stack([best[largest][1].int() for largest in (True, False)], 1).cpu())
-    return torch.cat(ids).numpy(), torch.cat(values).numpy()
 
 
 class _Texts:
