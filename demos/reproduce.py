@@ -1,12 +1,12 @@
-"""The numbers of the authors' notebooks (arXiv 2312.12141) beside ours: "Tim Duncan plays the sport of" -> " basketball".
+"""The numbers of the authors' notebooks (arXiv 2312.12141) beside ours, for "Tim Duncan plays the sport of".
 
     python demos/reproduce.py --model gpt2-large
     python demos/reproduce.py --model llama-7b --source FOLDER_OR_NAME
 
 Where there is a Hugging Face hub; FOLDER_OR_NAME is any folder, GGUF file or name with the weights. Two readings are
-given, for the authors' readout is not the model's: `exact` is the model's own (final norm centred, its bias included, as
-in `tlsv.trace`); `authors` leaves the final norm's bias out and, of GPT-2, does not centre. Of Llama, whose norm has
-neither, they are one. The authors' numbers were read in their notebooks, not computed here.
+given, for the authors' readout is not the model's: `exact` is the model's own (final norm centred, its bias included,
+as in `tlsv.trace`); `authors` leaves the final norm's bias out and, of GPT-2, does not centre. Of Llama, whose norm
+has neither, they are one. The authors' numbers were read in their notebooks, not computed here.
 """
 
 import argparse
