@@ -71,8 +71,9 @@ def test_why_a_table_is_missing(tokens: torch.Tensor) -> None:
         _, cache = model.run_with_cache(tokens)
     made = report.make_report(tlsv.trace(model, tokens, 5, cache=cache), model="tiny", top=4)
     assert set(made.tables) == {"layers", "heads", "head_positions", "ffn_neurons", "attn_neurons"}
-    (note,) = made.notes
+    note, effects = made.notes
     assert "subkeys do not give its FFN coefficients" in note
+    assert "No total effects" in effects
     shown = screen.render(made, Console(width=1000))
     for text in (screen.to_text(made), report.to_json(made), shown):
         assert "subkeys do not give its FFN coefficients" in text

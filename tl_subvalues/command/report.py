@@ -3,57 +3,45 @@
 Everything that is shown is in `Report`, so that terminal, plain text and JSON cannot differ.
 """
 
-import importlib.metadata
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
+from tl_subvalues.command.shown import Shown, headline, plain
 from tl_subvalues.decomposition.components import coefficients_of
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view import decode_text
+from tl_subvalues.show.plots import SUBLAYERS
 from tl_subvalues.tracing.trace import Trace
+from tl_subvalues.upstream.named import total_effects
 
 # Raised whenever a key is renamed, removed or changes its meaning; new keys may come without it.
 SCHEMA = "tl-subvalues/trace/1"
+_LEGEND = (
+    "{increase} says what a part does at once, its total effect (in the end) what later layers make of it, "
+    "so that their orders differ"
+)
+_INCREASES = {"log_prob": "The increase of log p", "log_prob_diff": "The increase of the difference"}
 _WORDS = 5  # tokens shown beside each row
 _VALUES = 300  # value neurons that query neurons are asked for, as in the paper
-_VERSIONS = ("tl-subvalues", "transformer_lens", "transformers", "torch")
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Shown):
     """What was asked, what came out, and the top of each table with the words that each row writes."""
 
-    model: str
-    dtype: str  # of the weights
-    versions: dict[str, str]
-    prompt: str
-    scale: str
-    tokens: list[str]
-    token_ids: list[int]
-    bos: bool  # whether the prompt begins with the model's BOS token
-    position: int
-    target: str  # its first word
-    target_id: int
-    target_tokens: list[str]
-    target_ids: list[int]
-    target_chosen: bool  # by the model, as its most probable next token
-    against_tokens: list[str] | Literal["rest"] | None
-    against_ids: list[int] | Literal["rest"] | None
-    measure: str
-    log_prob: float
-    prob: float
-    log_prob_diff: float | None
-    rank: int
     attn_total: float  # sum of the attention sublayers' increases, in nats
     ffn_total: float
     totals: dict[str, float]  # of every kind of sublayer, "attn", "mlp" and mixers
-    tables: dict[str, pd.DataFrame]
-    notes: list[str]  # why a table is missing, what was left out
-    warnings: list[str]
+
+    @property
+    def summary(self) -> str:
+        """What the kinds of sublayers add together, attention first and FFN last."""
+        order = sorted(self.totals, key=lambda kind: (kind == "mlp", kind != "attn"))
+        sums = [f"{SUBLAYERS.get(kind, (kind,))[0]} sublayers {self.totals[kind]:+.2f} nats" for kind in order]
+        return f"together: {', '.join(sums)}"
 
 
 def make_report(
@@ -89,7 +77,7 @@ def make_report(
         "attn_neurons": trace.attn_neurons(top, show_progress=show_progress),
     }
     tables = {name: _with_words(trace, table) for name, table in tables.items() if len(table)}
-    notes = []
+    notes: list[str] = []
     try:
         if "ffn_neurons" in tables:
             tables |= _switched_on(trace, tables["ffn_neurons"]["label"].iloc[0], top, show_progress)
@@ -102,35 +90,15 @@ def make_report(
             notes.append("No FFN neurons: the model has none.")
     except UnsupportedModelError as error:
         notes.append(str(error))
-    ids = trace.tokens.tolist()
+    tables, legend = _with_effects(trace, tables, notes)
     return Report(
-        model=model,
-        dtype=str(trace.run.view.dtype).removeprefix("torch."),
-        versions={name: importlib.metadata.version(name) for name in _VERSIONS},
-        prompt=decode_text(trace.run.view, ids),
-        scale=trace.scale,
-        tokens=trace.str_tokens,
-        token_ids=ids,
-        bos=ids[0] == getattr(getattr(trace.model, "tokenizer", None), "bos_token_id", None),
-        position=trace.position,
-        target=trace.target_token,
-        target_id=trace.target_id,
-        target_tokens=trace.target_tokens,
-        target_ids=trace.target_ids,
-        target_chosen=chosen,
-        against_tokens=trace.against_tokens,
-        against_ids=trace.against_ids,
-        measure=trace.measure,
-        log_prob=trace.log_prob,
-        prob=trace.prob,
-        log_prob_diff=trace.log_prob_diff,
-        rank=trace.rank,
+        **headline(trace, model, chosen, warnings),
+        tables=tables,
+        legend=legend,
+        notes=notes,
         attn_total=sums.get("attn", 0.0),
         ffn_total=sums.get("mlp", 0.0),
         totals=sums,
-        tables=tables,
-        notes=notes,
-        warnings=list(warnings),
     )
 
 
@@ -141,7 +109,26 @@ def to_json(report: Report) -> str:
         for name, table in report.tables.items()
     }
     fields = {name: value for name, value in vars(report).items() if name != "tables"}
-    return json.dumps({"schema": SCHEMA, **fields, **tables}, ensure_ascii=False, indent=1, default=_plain) + "\n"
+    return json.dumps({"schema": SCHEMA, **fields, **tables}, ensure_ascii=False, indent=1, default=plain) + "\n"
+
+
+def _with_effects(
+    trace: Trace, tables: dict[str, pd.DataFrame], notes: list[str]
+) -> tuple[dict[str, pd.DataFrame], list[str]]:
+    """The tables of components with their total effects, and what those are; or as they were, and why in the notes."""
+    of_run = {name: table["label"].tolist() for name, table in tables.items() if name != "activations"}
+    labels = sorted({label for own in of_run.values() for label in own})
+    try:
+        effects = total_effects(trace.run, trace.tokens, trace.target, labels)
+    except UnsupportedModelError as error:
+        notes.append(f"No total effects, for: {error}")
+        return tables, []
+    by_label = dict(zip(labels, effects.tolist(), strict=True))
+    full = dict(tables)
+    for name, own in of_run.items():
+        full[name] = tables[name].assign(total_effect=[by_label[label] for label in own])
+        full[name].attrs = dict(tables[name].attrs)
+    return full, [_LEGEND.format(increase=_INCREASES[trace.measure])]
 
 
 def _switched_on(trace: Trace, first: str, top: int, show_progress: bool) -> dict[str, pd.DataFrame]:
@@ -176,8 +163,3 @@ def _with_words(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
     result = table.assign(promotes=promotes, suppresses=suppresses)
     result.attrs = dict(table.attrs)
     return result
-
-
-def _plain(value: Any) -> Any:
-    """Numpy numbers as Python's; a dense layer's missing expert as null."""
-    return None if value is pd.NA else value.item()

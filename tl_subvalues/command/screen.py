@@ -13,9 +13,8 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
-from tl_subvalues.command.report import Report
+from tl_subvalues.command.shown import Shown
 from tl_subvalues.errors import shown
-from tl_subvalues.show.plots import SUBLAYERS
 
 _TITLES = {
     "layers": "Sublayers that raise the {measure} most",
@@ -30,20 +29,24 @@ _MEASURES = {"log_prob": "log-probability", "log_prob_diff": "difference"}
 _HEADINGS = {
     "label": "label",
     "token": "reads",
-    "coefficient": "coefficient",
+    "coefficient": "coeff.",
     "log_prob_increase": "Δ log p",
     "log_prob_diff_increase": "Δ diff.",
     "prob_increase": "Δ p",
+    "direct_effect": "direct",
+    "total_effect": "in the end",
     "score": "score",
     "share": "share",
     "query_score": "query score",
     "promotes": "writes",
 }
 _FORMS = {
-    "coefficient": "{:+.2f}",
+    "coeff.": "{:+.2f}",
     "Δ log p": "{:+.3f}",
     "Δ diff.": "{:+.3f}",
     "Δ p": "{:+.2e}",
+    "direct": "{:+.3f}",
+    "in the end": "{:+.3f}",
     "score": "{:+.3f}",
     "share": "{:+.1%}",
     "query score": "{:+.3f}",
@@ -84,7 +87,7 @@ class Words:
         return [*lines, line]
 
 
-def to_text(report: Report) -> str:
+def to_text(report: Shown) -> str:
     """The report as plain text in columns, for a pipe or a file."""
     head = _head(report)
     sections = ["\n".join([head[0], *_positions(report).lines(120), *head[1:]])]
@@ -98,7 +101,7 @@ def to_text(report: Report) -> str:
     return "\n\n".join(sections) + "\n"
 
 
-def print_rich(report: Report, console: Console) -> None:
+def print_rich(report: Shown, console: Console) -> None:
     """The report as tables on a terminal."""
     first, *others = _head(report)
     console.print(Text(first))
@@ -122,7 +125,7 @@ def drawn(columns: dict[str, list[Any]], numeric: set[str]) -> Table:
     return table
 
 
-def render(report: Report, console: Console) -> str:
+def render(report: Shown, console: Console) -> str:
     """What `print_rich` would print, as text (for tests and saved transcripts)."""
     recorder = Console(file=StringIO(), width=console.width, force_terminal=False)
     print_rich(report, recorder)
@@ -140,7 +143,7 @@ def probability(p: float) -> str:
     return f"{p:.{decimals}%}"
 
 
-def _head(report: Report) -> list[str]:
+def _head(report: Shown) -> list[str]:
     """What was asked and what came out, line by line."""
     asked = " or ".join(map(repr, report.target_tokens))
     against = report.against_tokens
@@ -154,17 +157,10 @@ def _head(report: Report) -> list[str]:
     if report.log_prob_diff is not None:
         lines.append(f"log p({asked}) - log p({others}) = {report.log_prob_diff:+.3f}")
     lines.append(f"{value}, read at position {report.position} ({report.scale} scale)")
-    totals = [f"{name} sublayers {report.totals[kind]:+.2f} nats" for kind, name in _kinds(report).items()]
-    return [*lines, f"together: {', '.join(totals)}"]
+    return [*lines, report.summary, *report.legend]
 
 
-def _kinds(report: Report) -> dict[str, str]:
-    """The kinds of sublayers of the model, attention first and FFN last, and their names."""
-    order = sorted(report.totals, key=lambda kind: (kind == "mlp", kind != "attn"))
-    return {kind: SUBLAYERS.get(kind, (kind,))[0] for kind in order}
-
-
-def _positions(report: Report) -> Words:
+def _positions(report: Shown) -> Words:
     """The prompt's tokens by position; of a long prompt those around what is shown, and its end."""
     chosen = _positions_shown(report)
     words, last = [], -1
@@ -176,7 +172,7 @@ def _positions(report: Report) -> Words:
     return Words(words if last == len(report.tokens) - 1 else [*words, "…"], "  ", "positions  ")
 
 
-def _positions_shown(report: Report) -> list[int]:
+def _positions_shown(report: Shown) -> list[int]:
     n = len(report.tokens)
     if n <= _LONG_PROMPT:
         return list(range(n))
@@ -189,7 +185,7 @@ def _positions_shown(report: Report) -> list[int]:
     return sorted(chosen)
 
 
-def _title(report: Report, name: str, table: pd.DataFrame) -> str:
+def _title(report: Shown, name: str, table: pd.DataFrame) -> str:
     attrs = table.attrs
     return _TITLES[name].format(
         measure=_MEASURES[report.measure],

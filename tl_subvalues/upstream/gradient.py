@@ -14,6 +14,7 @@ from torch import Tensor
 from tl_subvalues.decomposition.everywhere import neurons
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view import sum_tolerance
 from tl_subvalues.numerics.blocks import affine
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
@@ -30,6 +31,10 @@ def gradients(run: Run, tokens: Tensor, target: Target, n: int, take: Take) -> N
         target: whose measure.
         n: how many first positions.
         take: gets a sublayer's covectors, one for each position, and at last those of what enters layer 0.
+
+    Raises:
+        UnsupportedModelError: if the model, run again, ends elsewhere than the run did, or no gradient reaches a
+            sublayer.
     """
     leaf: list[Tensor] = []
 
@@ -37,15 +42,32 @@ def gradients(run: Run, tokens: Tensor, target: Target, n: int, take: Take) -> N
         leaf[:] = [value.detach().clone().requires_grad_()]
         return leaf[0]
 
+    def end(value: Tensor, hook: Any) -> Tensor:
+        _require_same_end(run, value.detach()[0, run.position])
+        return value
+
     hooks: list[tuple[str, Any]] = [("blocks.0.hook_resid_pre", enter)]
     for layer in run.view.layers:
         for sublayer in layer.sublayers:
             hooks += _Watch(run, layer.layer, sublayer, n, take).hooks()
+    hooks.append((f"blocks.{run.view.n_layers - 1}.hook_resid_post", end))
     with torch.inference_mode(False), torch.enable_grad():
         logits = run.view.logits(tokens[None].clone(), hooks)[0, run.position]
         value = target.value(logits.to(run.view.compute_dtype).log_softmax(-1))
         (entering,) = torch.autograd.grad(value, leaf)
     take(Entering(entering[:, :n].to(run.view.device, run.view.compute_dtype)))
+
+
+def _require_same_end(run: Run, again: Float[Tensor, " d_model"]) -> None:
+    """Raise unless the model ends where the run did: a gradient of one model says nothing about another's parts."""
+    known = run.activations.final_residual(run.position)[0]
+    error = (again.to(known.device, known.dtype) - known).norm()
+    if not error <= 10 * sum_tolerance(run.view) * known.norm():
+        raise UnsupportedModelError(
+            f"{run.view.name}: run again for its gradient, the model ends elsewhere than in the run that was traced "
+            f"(the residual streams differ by {float(error / known.norm()):.2g} of their length), so the run was made "
+            "under hooks, or its cache was edited; trace the prompt without them."
+        )
 
 
 class _Watch:
