@@ -45,7 +45,19 @@ ROOMS: dict[str, set[str]] = {
         "saved",
     },
     "study": {"numerics", "model_view", "readout", "decomposition", "importance", "upstream", "ablation", "tracing"},
-    "command": {"loading", "model_view", "baevski18", "decomposition", "words", "upstream", "show", "rows", "saved", "tracing", "study"},
+    "command": {
+        "loading",
+        "model_view",
+        "baevski18",
+        "decomposition",
+        "words",
+        "upstream",
+        "show",
+        "rows",
+        "saved",
+        "tracing",
+        "study",
+    },
 }
 GROUND = {"errors", "labels", "progress", "version"}
 MODEL_VIEW = [

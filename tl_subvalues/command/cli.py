@@ -10,11 +10,11 @@ from typing import Any
 import click
 
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
-from tl_subvalues.command.show_command import require_output, show_command
 from tl_subvalues.command.find import find_command
 from tl_subvalues.command.index import index_command
 from tl_subvalues.command.mcp import mcp_command
 from tl_subvalues.command.neuron import neuron_command
+from tl_subvalues.command.show_command import require_output, show_command
 from tl_subvalues.command.start_up import DTYPES, Session, debug_option, first_line, load, quieten, say, word_check
 from tl_subvalues.errors import shown, told
 from tl_subvalues.version import __version__
