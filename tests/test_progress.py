@@ -2,6 +2,7 @@
 
 import io
 import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -86,5 +87,6 @@ def test_long_runs_are_shown_to_who_watches(monkeypatch: pytest.MonkeyPatch) -> 
         assert shown(io.StringIO(), call, show_progress=True, **keywords) != ""
     monkeypatch.setattr(sys, "stderr", io.StringIO())
     assert not progress.watched()
-    monkeypatch.setitem(sys.modules, "ipykernel", sys)
+    shell = SimpleNamespace(config={"IPKernelApp": {}})
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
     assert progress.watched()
