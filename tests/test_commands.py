@@ -240,7 +240,7 @@ def test_ctrl_c_in_a_trace(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", interrupt)
+    monkeypatch.setattr("tl_subvalues.command.asking.load", interrupt)
     assert run("trace", "w3", "--model", folder) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "tl-subvalues: stopped."
 
@@ -296,7 +296,7 @@ def test_any_exception_is_one_line(
     def fail(*_: object) -> None:
         raise kind("deep\ninside " + "x" * 5000)
 
-    monkeypatch.setattr(cli, "load", fail)
+    monkeypatch.setattr("tl_subvalues.command.asking.load", fail)
     assert run("trace", "w3", "--model", "tiny") == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
@@ -321,7 +321,7 @@ def test_what_can_be_told_before_the_model_is_loaded(
     """A target of two tokens is refused without loading, in a trace and in a line of facts."""
     tokenizer = zoo.tokenizer().backend_tokenizer
     monkeypatch.setattr("tl_subvalues.loading.embedded.embedded_tokenizer", lambda: tokenizer)
-    monkeypatch.setattr(cli, "load", lambda *_: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("tl_subvalues.command.asking.load", lambda *_: pytest.fail("the model was loaded"))
     monkeypatch.setattr("tl_subvalues.command.fact_commands.load", lambda *_: pytest.fail("the model was loaded"))
     assert run("trace", "w3", "--target", "w4 w5") == 2
     assert "exactly one is needed" in capsys.readouterr().err

@@ -3,11 +3,11 @@
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from tl_subvalues.command.shown import VERSIONS, plain
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import view_of
 from tl_subvalues.rows.find import find, similar
@@ -21,7 +21,6 @@ Answer = dict[str, Any]
 
 # Words beside each row.
 BESIDE = 5
-_VERSIONS = ("tl-subvalues", "transformer_lens", "transformers", "torch")
 
 
 def find_answer(model: Any, name: str, words: Any, *, unit: RowUnit, top: int, by: ByRow, largest: bool) -> Answer:
@@ -82,29 +81,12 @@ def to_json(answer: Answer) -> str:
     return json.dumps(answer, ensure_ascii=False, indent=1, default=plain) + "\n"
 
 
-def plain(value: Any) -> Any:
-    """Numpy's numbers as Python's; what is missing as null."""
-    return None if value is pd.NA else value.item()
-
-
-def require_json_file(file: str | None) -> None:
-    """Raise unless JSON can be written there; "-" is standard output.
-
-    Raises:
-        ValueError: naming the file.
-    """
-    if file not in (None, "-"):
-        path = Path(str(file)).resolve()
-        if path.is_dir() or not path.parent.is_dir():
-            raise ValueError(f"{file}: not a file, or the folder to write into does not exist.")
-
-
 def _answer(what: str, model: Any, name: str, settings: Mapping[str, Any], **content: Any) -> Answer:
     return {
         "schema": f"tl-subvalues/{what}/1",
         "model": name,
         "dtype": str(view_of(model).dtype).removeprefix("torch."),
-        "versions": {package: importlib.metadata.version(package) for package in _VERSIONS},
+        "versions": {package: importlib.metadata.version(package) for package in VERSIONS},
         **settings,
         **content,
     }

@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from tl_subvalues.command.asking import require_writable
 from tl_subvalues.command.row_options import DEVICE, DTYPE, JSON, MODEL, UNIT, by_option, options, put, quoted
 from tl_subvalues.command.start_up import load, quieten, word_check
 
@@ -38,9 +39,9 @@ def find_command(
     A WORD is text of exactly one token (mind its leading space: " capital"). All rows are searched, exactly.
     """
     # Cheap checks first: loading a model takes seconds.
-    from tl_subvalues.command.answers import find_answer, require_json_file
+    from tl_subvalues.command.answers import find_answer
 
-    require_json_file(json_file)
+    require_writable(json_file)
     word_check(name, "word")(words)
     quieten(progress=False)
     answer = find_answer(load(name, device, dtype), name, list(words), unit=unit, top=top, by=by, largest=not lowest)

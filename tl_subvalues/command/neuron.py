@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from tl_subvalues.command.asking import require_writable
 from tl_subvalues.command.row_options import DEVICE, DTYPE, JSON, MODEL, by_option, options, put, quoted
 from tl_subvalues.command.start_up import load, quieten
 from tl_subvalues.errors import shown
@@ -46,11 +47,11 @@ def neuron_command(
     The words of its row both ways, the rows most like it, and, with --facts, the facts that have it at the top.
     """
     # Cheap checks first: loading a model takes seconds.
-    from tl_subvalues.command.answers import neuron_answer, require_json_file
+    from tl_subvalues.command.answers import neuron_answer
     from tl_subvalues.labels import parse_label
 
     parse_label(label)
-    require_json_file(json_file)
+    require_writable(json_file)
     if facts is not None and not Path(facts).is_file():
         raise ValueError(f"{shown(facts)}: there is no such file.")
     quieten(progress=False)

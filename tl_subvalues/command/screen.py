@@ -1,10 +1,13 @@
 """A report as it is printed: tables as wide as the terminal, or plain text in columns for a pipe."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from io import StringIO
+from pathlib import Path
 from typing import Any
 
+import click
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
@@ -22,7 +25,8 @@ _TITLES = {
     "head_positions": "Attention heads at one source position",
     "ffn_neurons": "FFN neurons",
     "attn_neurons": "Attention neurons at one source position",
-    "activations": "What switched {first} on (score; all scores add up to its {sums_to})",
+    "activations": "What switched {neuron} on (score; all scores add up to its {sums_to})",
+    "effects": "Effects of {unit} through the rest of the model (rule {rule!r})",
     "query_ffn_neurons": "Query neurons: what switched the top {values} FFN neurons on",
 }
 _MEASURES = {"log_prob": "log-probability", "log_prob_diff": "difference"}
@@ -38,7 +42,9 @@ _HEADINGS = {
     "score": "score",
     "share": "share",
     "query_score": "query score",
+    "sink": "sink",
     "promotes": "writes",
+    "writes": "writes",
 }
 _FORMS = {
     "coeff.": "{:+.2f}",
@@ -85,6 +91,19 @@ class Words:
                 joined = " " * cell_len(self._first) + word
             line = joined
         return [*lines, line]
+
+
+def write(report: Shown, as_json: str, json_file: str | None) -> None:
+    """Print a report, as tables on a terminal; and as JSON into a file, or to standard output instead (`-`)."""
+    if json_file == "-":
+        click.echo(as_json, nl=False)
+        return
+    if json_file is not None:
+        Path(json_file).write_text(as_json, encoding="utf-8")
+    if sys.stdout.isatty():
+        print_rich(report, Console())
+    else:
+        click.echo(to_text(report), nl=False)
 
 
 def to_text(report: Shown) -> str:
@@ -186,20 +205,18 @@ def _positions_shown(report: Shown) -> list[int]:
 
 
 def _title(report: Shown, name: str, table: pd.DataFrame) -> str:
-    attrs = table.attrs
-    return _TITLES[name].format(
-        measure=_MEASURES[report.measure],
-        first=attrs.get("neuron"),
-        sums_to=attrs.get("sums_to"),
-        values=attrs.get("values"),
-    )
+    return _TITLES[name].format(**{"measure": _MEASURES[report.measure], **table.attrs})
 
 
 def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     """The columns that are printed, numbers rounded, words as lists of them."""
     columns = {heading: table[name].tolist() for name, heading in _HEADINGS.items() if name in table}
+    if "writes" in table:
+        columns["writes"] = [[repr(word) for word in words] for words in table["writes"]]
     if "promotes" in table:
         columns["writes"] = [[repr(word["token"]) for word in words] for words in table["promotes"]]
+    if "sink" in columns:
+        columns["sink"] = ["sink" if sink else "" for sink in columns["sink"]]
     for heading, form in _FORMS.items():
         if heading in columns:
             columns[heading] = [form.format(number) for number in columns[heading]]

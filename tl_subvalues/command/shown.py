@@ -10,7 +10,7 @@ import pandas as pd
 from tl_subvalues.model_view import decode_text
 from tl_subvalues.tracing.trace import Trace
 
-_VERSIONS = ("tl-subvalues", "transformer_lens", "transformers", "torch")
+VERSIONS = ("tl-subvalues", "transformer_lens", "transformers", "torch")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def headline(trace: Trace, model: str, chosen: bool, warnings: Sequence[str]) ->
     return {
         "model": model,
         "dtype": str(trace.run.view.dtype).removeprefix("torch."),
-        "versions": {name: importlib.metadata.version(name) for name in _VERSIONS},
+        "versions": {name: importlib.metadata.version(name) for name in VERSIONS},
         "prompt": decode_text(trace.run.view, ids),
         "scale": trace.scale,
         "tokens": trace.str_tokens,
