@@ -14,7 +14,7 @@ from helpers.pages import ROOT
 import tl_subvalues as tlsv
 
 INTERNAL = {
-    "tl_subvalues.Trace": {"candidates", "reading", "run", "readout", "table", "target"},
+    "tl_subvalues.Trace": {"candidates", "reading", "run", "readout", "table", "target", "with_words"},
     "tl_subvalues.TraceBatch": {"traces"},
     "tl_subvalues.Graph": {"trace"},
 }
