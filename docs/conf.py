@@ -55,6 +55,7 @@ def lead_links_out(app: Any, page: str, source: list[str]) -> None:
     """Links out of docs/ as the repository has them: to notebooks, which are here too, and to pages, as downloads."""
     source[0] = re.sub(r"\]\((?:\.\./)+demos/([\w]+\.ipynb)\)", r"](/tutorials/\1)", source[0])
     source[0] = re.sub(r"\]\(((?:\.\./)+benchmarks/\w+\.md)\)", r"](path:\1)", source[0])
+    source[0] = re.sub(r"\[([^\]]*)\]\((?:\.\./)+[\w/]*/\w+\)", r"\1", source[0])  # a folder
 
 
 def escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
