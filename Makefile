@@ -55,7 +55,7 @@ docs: .venv/$(STAMP)
 	.venv/bin/python -m sphinx -W --keep-going -q -b html docs site
 
 # The pictures of README and site.
-pictures: .venv/$(STAMP)
+pictures: .venv/$(STAMP) $(PAGE)
 	.venv/bin/python docs/make_pictures.py
 
 build: .venv/$(STAMP)

@@ -433,7 +433,7 @@ def test_the_real_model(chromium: Browser, tmp_path: Path) -> None:
     assert size < 2_000_000
     with chromium.page((tmp_path / "paris.html").as_uri()) as (shown, seen):
         said = shown.inner_text(".brief")
-        for finding in ("L23H4@3 reads ␣France", "␣French", "L24N1005", "␣capitals"):
+        for finding in ("L23H4@3 reads ␣France", "␣Quebec", "L24N1005", "␣capitals"):
             assert finding in said
         assert pins(shown) == ["L24N1005"]
         assert seen.errors == []

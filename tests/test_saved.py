@@ -54,7 +54,8 @@ def test_what_is_opened_is_what_was_traced(name: str, trace: tlsv.Trace, tmp_pat
         assert getattr(opened, table)().attrs == expected.attrs
     pd.testing.assert_frame_equal(opened.curve(), trace.curve(trace.layers()))
     pd.testing.assert_frame_equal(opened.effects(), trace.effects())
-    pd.testing.assert_frame_equal(opened.vocabulary("L1N3"), trace.vocabulary("L1N3"))
+    for by in ("bs_value", "cosine", "prob_increase"):
+        pd.testing.assert_frame_equal(opened.vocabulary("L1N3", by=by), trace.vocabulary("L1N3", by=by))
     labels = trace.ffn_neurons(3)["label"].tolist()
     pd.testing.assert_frame_equal(opened.vocabulary(labels, 4), trace.vocabulary(labels, 4))
     pd.testing.assert_frame_equal(opened.activations(labels[0]), trace.activations(labels[0]))

@@ -47,7 +47,7 @@ def test_a_trace_is_written_saved_and_shown(folder: Path, tmp_path: Path, capsys
         assert row.label in captured.out
         assert f"{row.log_prob_increase:+.3f}" in captured.out
         side = "top" if row.coefficient > 0 else "bottom"
-        assert opened.document["words"]["bs_value"][row.label][side]["texts"][0] in captured.out
+        assert opened.document["words"]["cosine"][row.label][side]["texts"][0] in captured.out
     again = tmp_path / "again.html"
     assert run("show", str(saved), "--html", str(again)) == 0
     assert again.read_text(encoding="utf-8") == opened.to_html()

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -16,12 +17,13 @@ from tl_subvalues.saved.packing import packed, plain
 from tl_subvalues.show.attribution_graph import OTHERS
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.chosen import total_effects
+from tl_subvalues.words.readings import By as ReadBy
 
 if TYPE_CHECKING:
     from tl_subvalues.tracing.trace import Trace
 
 # Readings of `vocabulary` that are kept.
-READINGS = ("bs_value",)
+READINGS: tuple[ReadBy, ...] = ("cosine", "bs_value", "prob_increase")
 _PACKAGES = ("tl-subvalues", "transformer-lens", "transformers", "torch")
 # Tables whose parts are read in words, and have total effects.
 _RANKED = ("layers", "heads", "head_positions", "attn_neurons", "ffn_neurons")
@@ -60,7 +62,7 @@ def document_of(trace: "Trace", top: int, *, brief: bool = False) -> Document:
         "tables": {name: packed(table) for name, table in tables.items()},
         "total_effects": {} if brief else made.total_effects(labels),
         "ablations": {} if brief else made.ablations(close),
-        "words": {by: _words(trace, named, by) for by in READINGS},
+        "words": made.words(named),
         "activations": {label: made.activations(label) for label in close if _is_neuron(label)},
         "graph": None if graph is None else {
             "nodes": packed(graph.nodes), "edges": packed(graph.edges), "score": graph.score, "rule": graph.rule
@@ -134,6 +136,11 @@ class _Made:
         table = self.tried("measured ablations", lambda: ablate_each(self._trace, placed))
         return {} if table is None else dict(zip(labels, table["measured_effect"].tolist(), strict=True))
 
+    def words(self, labels: list[str]) -> dict[str, Any]:
+        """By reading and label."""
+        found = {by: self.tried(f"words by {by}", partial(_words, self._trace, labels, by)) for by in READINGS}
+        return {by: words for by, words in found.items() if words is not None}
+
     def activations(self, label: str) -> dict[str, Any]:
         """By sublayer, and the strongest by head at a source position."""
         call, what = self._trace.activations, f"activation scores of {label}"
@@ -174,10 +181,15 @@ def _further(tables: dict[str, pd.DataFrame], graph: Any, labels: list[str]) -> 
     return [label for label in dict.fromkeys(found) if label not in set(labels)]
 
 
-def _words(trace: "Trace", labels: list[str], by: str) -> dict[str, Any]:
-    """The words at the top and the bottom of each part; of a neuron at a position, those of its row."""
-    rows = {label: label.rpartition("@")[0] or label if _is_placed_neuron(label) else label for label in labels}
-    table = trace.vocabulary(list(dict.fromkeys(rows.values())), _WORDS)
+def _words(trace: "Trace", labels: list[str], by: ReadBy) -> dict[str, Any]:
+    """The words at the top and the bottom of each part; of a neuron at a position, those of its row.
+
+    What a neuron elsewhere does to a word's probability here is no reading of its row: it has none by that.
+    """
+    rows = {label: label.rpartition("@")[0] if _is_placed_neuron(label) else label for label in labels}
+    if by == "prob_increase":
+        rows = {label: row for label, row in rows.items() if label in (row, f"{row}@{trace.position}")}
+    table = trace.vocabulary(list(dict.fromkeys(rows.values())), _WORDS, by=by)
     found: dict[str, Any] = {}
     for (row, side), words in table.groupby(["label", "side"], sort=False):
         texts, ids, values = words["token"].tolist(), words["token_id"].tolist(), words[by].tolist()
