@@ -1,0 +1,125 @@
+"""The tables of docs/paper.md, from the CSVs beside this script.
+
+Means over facts with 95% bootstrap intervals (a to b), or, of fewer than eight facts, with their range [a to b].
+
+    python demos/claims/tables.py
+
+Rewrites what stands between `<!-- CLAIM -->` and `<!-- end -->` on the page. A fact without a number (a prompt without
+the word "capital", say) is left out of that row's mean.
+"""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+from common import DEMOS, HERE, MODELS, interval
+
+PAGE = DEMOS.parent / "docs" / "paper.md"
+NAMES = {"smollm2": "SmolLM2-135M", "gemma": "Gemma 3 270M", "taught": "taught B&A"}
+FEW = 8  # facts, below which a bootstrap says less than their range
+CLAIMS = {
+    "a_sums": {
+        "additive_error": "largest departure from addition (nats)",
+        "top_words_up": "top words that gain, scale held",
+        "top_words_up_true": "top words that gain, scale anew",
+        "top_words_gain": "their gain (nats)",
+        "random_words_up": "random words that gain",
+    },
+    "b_curves": {
+        "layers_r2_log_prob": "sublayers: R² of log p",
+        "layers_r2_prob": "sublayers: R² of p",
+        "layers_rising_log_prob": "sublayers: rising steps",
+        "neurons_r2_log_prob": "top 100 neurons: R² of log p",
+        "neurons_r2_prob": "top 100 neurons: R² of p",
+        "neurons_rising_log_prob": "top 100 neurons: rising steps",
+    },
+    "c_scores": {
+        "log_prob_increase_10": "log-probability increase, 10",
+        "prob_increase_10": "probability increase, 10",
+        "coefficient_times_norm_10": "length, 10",
+        "direct_logit_attribution_10": "direct logit attribution, 10",
+        "gradient_times_activation_10": "gradient × activation, 10",
+        "total_effect_gradient_10": "total effect (gradient), 10",
+        "total_effect_frozen_10": "total effect (frozen), 10",
+        "random_10": "random, 10",
+        "ahead_10": "the paper's order by, 10",
+        "log_prob_increase_50": "log-probability increase, 50",
+        "prob_increase_50": "probability increase, 50",
+        "coefficient_times_norm_50": "length, 50",
+        "direct_logit_attribution_50": "direct logit attribution, 50",
+        "gradient_times_activation_50": "gradient × activation, 50",
+        "total_effect_gradient_50": "total effect (gradient), 50",
+        "total_effect_frozen_50": "total effect (frozen), 50",
+        "random_50": "random, 50",
+        "ahead_50": "the paper's order by, 50",
+    },
+    "d_activation": {
+        "correlation": "correlation",
+        "slope": "slope of measured on predicted",
+        "same_sign": "same sign",
+        "top_measured": "first part: measured / predicted",
+    },
+    "e_capital": {
+        "attn_related": "attention at the subject writes its country's words by (sd)",
+        "ffn_related": "the FFN neuron does by (sd)",
+        "attn_kind": "attention at the subject writes capitals by (sd)",
+        "ffn_kind": "the FFN neuron does by (sd)",
+        "at_subject": "of what heads raise, read at the subject",
+        "fed_by_attention": "of the neurons' activation, from attention",
+        "fed_from_relation": "of it, from heads reading the word “capital”",
+    },
+    "f_knock_out": {
+        "attn_value": "attention value neurons (nats)",
+        "ffn_value": "FFN value neurons (nats)",
+        "value": "both (nats)",
+        "random_value": "as many at random (nats)",
+        "query": "query neurons (nats)",
+        "random_query": "as many at random (nats)",
+        "value_prob": "both: p after / before",
+        "query_prob": "query neurons: p after / before",
+    },
+}
+
+
+def number(value: float) -> str:
+    """Two decimals, or one digit of what would be lost in them."""
+    return f"{value:.2f}" if abs(value) >= 0.05 or value == 0 else f"{value:.1g}"
+
+
+def cell(values: pd.Series) -> str:
+    """Mean and interval; of few facts, mean and range."""
+    known = values.dropna().to_numpy(dtype=float)
+    if not len(known):
+        return "–"
+    if len(known) < FEW:
+        return f"{number(known.mean())} [{number(known.min())} to {number(known.max())}]"
+    low, high = interval(known)
+    return f"{number(known.mean())} ({number(low)} to {number(high)})"
+
+
+def table(claim: str) -> str:
+    """One row a measure, one column a model."""
+    rows = pd.read_csv(HERE / f"{claim}.csv")
+    groups = {name: rows[rows["model"] == name] for name in MODELS}
+    head = ["", *(f"{NAMES[name]}, {len(group)} facts" for name, group in groups.items())]
+    lines = [head, ["---"] * len(head)]
+    for measure, meaning in CLAIMS[claim].items():
+        lines.append([meaning, *(cell(group[measure]) for group in groups.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def with_tables(text: str) -> str:
+    """The page with every table as the CSVs have it."""
+    for claim in CLAIMS:
+        block = f"<!-- {claim} -->\n{table(claim)}\n<!-- end -->"
+        text = re.sub(rf"<!-- {claim} -->\n.*?<!-- end -->", lambda _, new=block: new, text, flags=re.DOTALL)
+    return text
+
+
+def main(page: Path = PAGE) -> None:
+    """Rewrite the page."""
+    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
