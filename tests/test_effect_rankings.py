@@ -114,6 +114,16 @@ def test_the_mean_gradient_by_hand(tokens: Tensor) -> None:
     assert expected.abs().max() > 0.01
 
 
+def test_integrated_gradients_of_another_run_are_refused(tokens: Tensor) -> None:
+    """What was traced under a hook is no run of the plain model, whose gradients these are."""
+    model = zoo.bridge("llama")
+    with model.hooks(fwd_hooks=[("blocks.0.mlp.hook_post", lambda value, hook: value * 0.9)]):
+        _, cache = model.run_with_cache(tokens)
+    trace = tlsv.trace(model, tokens, TARGET, cache=cache)
+    with pytest.raises(tlsv.UnsupportedModelError, match="ends elsewhere"):
+        tlsv.RANKINGS["integrated_gradients"](trace)
+
+
 def test_which_are_compared() -> None:
     """None stands for one unit's; a random one of each unit that is there; unknown units are refused."""
     assert {one.of.unit for one in chosen_rankings(None, 0).values()} == {"ffn_neuron"}

@@ -42,20 +42,26 @@ def gradients(run: Run, tokens: Tensor, target: Target, n: int, take: Take) -> N
         leaf[:] = [value.detach().clone().requires_grad_()]
         return leaf[0]
 
-    def end(value: Tensor, hook: Any) -> Tensor:
-        _require_same_end(run, value.detach()[0, run.position])
-        return value
-
     hooks: list[tuple[str, Any]] = [("blocks.0.hook_resid_pre", enter)]
     for layer in run.view.layers:
         for sublayer in layer.sublayers:
             hooks += _Watch(run, layer.layer, sublayer, n, take).hooks()
-    hooks.append((f"blocks.{run.view.n_layers - 1}.hook_resid_post", end))
+    hooks.append(end_hook(run))
     with torch.inference_mode(False), torch.enable_grad():
         logits = run.view.logits(tokens[None].clone(), hooks)[0, run.position]
         value = target.value(logits.to(run.view.compute_dtype).log_softmax(-1))
         (entering,) = torch.autograd.grad(value, leaf)
     take(Entering(entering[:, :n].to(run.view.device, run.view.compute_dtype)))
+
+
+def end_hook(run: Run) -> tuple[str, Any]:
+    """A hook for a pass over the prompt, which raises unless the model ends where the run did."""
+
+    def end(value: Tensor, hook: Any) -> Tensor:
+        _require_same_end(run, value.detach()[0, run.position])
+        return value
+
+    return f"blocks.{run.view.n_layers - 1}.hook_resid_post", end
 
 
 def _require_same_end(run: Run, again: Float[Tensor, " d_model"]) -> None:

@@ -11,6 +11,7 @@ from tl_subvalues.decomposition.everywhere import first_positions, parts_everywh
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.readout.targets import Target
+from tl_subvalues.upstream.gradient import end_hook
 
 
 def integrated_effects(
@@ -25,9 +26,12 @@ def integrated_effects(
         steps: midpoints between nothing and the run's outputs, each a forward and a backward pass.
 
     Raises:
-        UnsupportedModelError: if a sublayer's output is shown by the release but cannot be replaced.
+        UnsupportedModelError: if the model, run again, ends elsewhere than the run did, or if a sublayer's output is
+            shown by the release but cannot be replaced.
     """
     n = first_positions(run)
+    with torch.no_grad():
+        run.view.logits(tokens[None].clone(), [end_hook(run)])
     layers = [layer.layer for layer in run.view.layers if "mlp" in layer.sublayers]
     sums = dict.fromkeys(layers, torch.zeros(()))
     for step in range(steps):
