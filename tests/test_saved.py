@@ -73,6 +73,18 @@ def test_what_is_opened_is_what_was_traced(name: str, trace: tlsv.Trace, tmp_pat
 
 
 @pytest.mark.slow
+def test_what_is_written_in_this_run(trace: tlsv.Trace, path: Path) -> None:
+    """Words, ranks and values as `Trace.writes` has them, of neurons of either sign, heads and sublayers."""
+    opened = tlsv.open_trace(path)
+    neurons = trace.ffn_neurons()
+    assert set(neurons["coefficient"] > 0) == {True, False}
+    labels = [*neurons["label"][:20], *trace.attn_neurons(10)["label"], "L1H2", "1_mlp_out"]
+    for by in ("cosine", "bs_value", "prob_increase"):
+        expected = trace.writes(labels, 3, by=by)
+        pd.testing.assert_frame_equal(opened.writes(labels, 3, by=by), expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_shorter_top_is_exact_and_certified(trace: tlsv.Trace, tmp_path: Path) -> None:
     """The first rows of a saved table are the top of a smaller k, with a certificate that holds for it."""
     trace.save(tmp_path / "t.zip", top=20)

@@ -76,7 +76,7 @@ _COLUMNS: dict[str, tuple[str, ...]] = {
     "head_positions": ("label", "layer", "head", "position", "token"),
     "attn_neurons": ("label", "layer", "head", "dim", "position", "token", "coefficient"),
     "ffn_neurons": ("label", "layer", "neuron", "coefficient"),
-    "effects": ("label", "layer", "position", "token", "direct_effect", "total_effect"),
+    "effects": ("label", "layer", "position", "token", "coefficient", "direct_effect", "total_effect"),
     "curve": ("step", "label", "prob", "log_prob"),
     "head_grid": ("label", "layer", "position", "increase"),
     "nodes": ("label", "kind", "layer", "position", "coefficient", "total_effect", "sink"),

@@ -1,5 +1,6 @@
 """A finished trace, opened without its model."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -14,6 +15,8 @@ from tl_subvalues.saved.packing import labels_of_packed, n_rows, unpacked
 from tl_subvalues.saved.pages import Pages
 from tl_subvalues.show.attribution_graph import networkx_graph
 
+# Tables whose rows have coefficients.
+_OF_NEURONS = ("attn_neurons", "ffn_neurons", "effects")
 _NAMED = 6  # labels in a message
 
 
@@ -211,6 +214,37 @@ class SavedTrace(Pages):
                         rows.append({**named, **word})
         return pd.DataFrame(rows)
 
+    def writes(self, labels: Any, k: int = 5, *, by: str = "cosine") -> pd.DataFrame:
+        """The words that components write in this run, neurons' rows times their coefficients; as `Trace.writes`."""
+        words, coefficients, named = self._words(by), self._coefficients(), labels_in(labels)
+        self._require_saved(named, words, "words", "writes")
+        rows: list[dict[str, Any]] = []
+        for label in named:
+            times = 1.0 if by == "prob_increase" else coefficients.get(label, 1.0)
+            if times == 0.0:
+                continue  # it adds nothing here
+            found = words[label]["top" if times > 0 else "bottom"]
+            if require_k(k) > len(found["ids"]):
+                raise ValueError(f"the saved trace holds {len(found['ids'])} words a side, {k} were asked for.")
+            factor = math.copysign(1.0, times) if by == "cosine" else times
+            parts = zip(found["texts"][:k], found["ids"], found["values"], strict=False)
+            for rank, (token, token_id, value) in enumerate(parts, start=1):
+                word = {"rank": rank, "token": token, "token_id": token_id, by: factor * float(value)}
+                rows.append({"label": label, **word})
+        return pd.DataFrame(rows, columns=["label", "rank", "token", "token_id", by])
+
+    def _coefficients(self) -> dict[str, float]:
+        """Of the neurons of all tables, by label."""
+        packed = [self.document["tables"][name] for name in _OF_NEURONS if name in self.document["tables"]]
+        if self.document["graph"] is not None:
+            packed.append(self.document["graph"]["nodes"])
+        return {
+            label: float(value)
+            for table in packed
+            for label, value in zip(labels_of_packed(table), table["columns"]["coefficient"]["values"], strict=True)
+            if value is not None
+        }
+
     def activations(self, label: str, by: str = "sublayer") -> pd.DataFrame:
         """What switched a neuron on; as `Trace.activations`, of the neurons at the top of the tables.
 
@@ -296,7 +330,7 @@ def _refused(name: str) -> Callable[..., Any]:
     def refuse(self: SavedTrace, *_: Any, **__: Any) -> Any:
         raise ValueError(
             f"{name} needs the model, which a saved trace is without; it holds layers, heads, head_positions, "
-            "attn_neurons, ffn_neurons, effects, curve, vocabulary, activations, graph and its page (to_html)."
+            "attn_neurons, ffn_neurons, effects, curve, vocabulary, writes, activations, graph and its page (to_html)."
         )
 
     refuse.__name__, refuse.__doc__ = name, f"Refused: `Trace.{name}` needs the model."
