@@ -6,9 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import baevski18
+import effects
 import growth
 import large
 import real_model
+import start_up
 import torch
 
 PACKAGES = ("tl-subvalues", "transformer-lens", "transformers", "torch")
@@ -30,7 +32,7 @@ def main() -> None:
         head += "No GPU was at hand.\n"
     sections = []
     with torch.no_grad():
-        for benchmark in (real_model, growth, large, baevski18):
+        for benchmark in (start_up, real_model, effects, growth, large, baevski18):
             for title, text in benchmark.run():
                 sections.append(f"## {title}\n\n{text}\n")
                 print(sections[-1], flush=True)

@@ -82,7 +82,7 @@ def known(monkeypatch: Any, content: bytes, wheel: bytes) -> None:
     """Make these the files whose hashes are known."""
     for name, data in (("GGUF", content), ("WHEEL", wheel)):
         old = getattr(fetch, name)
-        monkeypatch.setattr(fetch, name, fetch.Known(old.name, len(data), hashlib.sha256(data).hexdigest()))
+        monkeypatch.setattr(fetch, name, fetch.KnownFile(old.name, len(data), hashlib.sha256(data).hexdigest()))
     monkeypatch.setattr(embedded, "GGUF", fetch.GGUF)
 
 

@@ -38,7 +38,7 @@ _MOST_MASKS = 2**32  # bytes; the published model's are 151 MB
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Contents:
     """What a model is made of, read and checked."""
 
     config: Baevski18Config
@@ -137,7 +137,7 @@ def convert(checkpoint: str | Path, dictionary: str | Path, out: str | Path) -> 
         raise OSError(f"{shown(out / _WEIGHTS)}: could not be written ({told(error)}); remove {shown(out)}.") from error
 
 
-def read(checkpoint: str | Path, dictionary: str | Path | None, dtype: torch.dtype = torch.float32) -> Parts:
+def read(checkpoint: str | Path, dictionary: str | Path | None, dtype: torch.dtype = torch.float32) -> Contents:
     """Configuration, words and weights, from any of the forms that `load` takes."""
     checkpoint = Path(checkpoint)
     if checkpoint.is_dir():
@@ -157,7 +157,7 @@ def read(checkpoint: str | Path, dictionary: str | Path | None, dtype: torch.dty
     _require_as_many(words, shape, dictionary)
     converted = convert_state(state, shape, dtype)
     _require_length(shape)
-    return Parts(shape, words, converted)
+    return Contents(shape, words, converted)
 
 
 def build(shape: Baevski18Config, state: dict[str, Tensor]) -> Baevski18ForCausalLM:
@@ -170,7 +170,7 @@ def build(shape: Baevski18Config, state: dict[str, Tensor]) -> Baevski18ForCausa
     return model.eval()
 
 
-def _read_converted(folder: Path, dictionary: str | Path, dtype: torch.dtype) -> Parts:
+def _read_converted(folder: Path, dictionary: str | Path, dtype: torch.dtype) -> Contents:
     shape = _read_config(folder)
     words = read_dictionary(dictionary)
     _require_as_many(words, shape, dictionary)
@@ -192,7 +192,7 @@ def _read_converted(folder: Path, dictionary: str | Path, dtype: torch.dtype) ->
     state = {name: tensor.to(dtype) for name, tensor in state.items()}
     require_numbers(state)
     _require_length(shape)
-    return Parts(shape, words, state)
+    return Contents(shape, words, state)
 
 
 def _read_config(folder: Path) -> Baevski18Config:

@@ -89,7 +89,7 @@ def sinusoids(n_rows: int, d_model: int) -> Float[Tensor, "n_rows d_model"]:
     return table
 
 
-class Attention(nn.Module):
+class SelfAttention(nn.Module):
     """Causal self-attention; the two hooks are called on scores and pattern, and what they return is used."""
 
     def __init__(self, shape: Baevski18Config, layer: int) -> None:
@@ -142,7 +142,7 @@ class Block(nn.Module):
 
     def __init__(self, shape: Baevski18Config, layer: int) -> None:
         super().__init__()
-        self.self_attn = Attention(shape, layer)
+        self.self_attn = SelfAttention(shape, layer)
         self.self_attn_layer_norm = nn.LayerNorm(shape.d_model, eps=1e-5)
         self.mlp = FeedForward(shape)
         self.final_layer_norm = nn.LayerNorm(shape.d_model, eps=1e-5)

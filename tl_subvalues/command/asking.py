@@ -68,7 +68,7 @@ def asking_options(function: Command) -> Command:
 
 
 @dataclass(frozen=True)
-class Found:
+class Traced:
     """A trace, and what was chosen and said on the way."""
 
     trace: Any
@@ -78,7 +78,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """What the options say, refused where that takes no model."""
 
     prompt: str
@@ -102,7 +102,7 @@ class Asked:
             where = "in the target and in what it is measured against" if both else "twice on one side"
             raise ValueError(f"{twice!r} is {where}; leave it out once.")
 
-    def trace(self) -> Found:
+    def trace(self) -> Traced:
         """Load the model and trace the prompt."""
         # Imported here, so that --help and a mistyped option do not wait for transformers to load.
         from tl_subvalues.tracing.prompt import trace
@@ -121,7 +121,7 @@ class Asked:
             scale=self.scale,
             prepend_bos=self.bos,
         )
-        return Found(found, target is None, said, progress)
+        return Traced(found, target is None, said, progress)
 
 
 def require_writable(file: str | None) -> None:

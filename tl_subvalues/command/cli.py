@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from tl_subvalues.command.asking import Asked, asking_options, require_writable
+from tl_subvalues.command.asking import Question, asking_options, require_writable
 from tl_subvalues.command.effect_commands import effects_command, graph_command
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
 from tl_subvalues.command.find import find_command
@@ -57,7 +57,7 @@ def trace(
     Then what switched the first FFN neuron on, and which query neurons feed the top value neurons.
     """
     # Cheap checks first: loading a model takes seconds.
-    asked = Asked(**options)
+    asked = Question(**options)
     require_writable(json_file)
     require_output(html_file, save_to)
     from tl_subvalues.command.pictures import require_folder, save_all

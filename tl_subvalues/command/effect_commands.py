@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from tl_subvalues.command.asking import Asked, asking_options, require_writable
+from tl_subvalues.command.asking import Question, asking_options, require_writable
 from tl_subvalues.command.start_up import say
 from tl_subvalues.errors import shown
 
@@ -40,7 +40,7 @@ def effects_command(
     trace ranks by what a part does at once, and says how much is left in the end; this ranks by what is left.
     """
     # Cheap checks first: loading a model takes seconds.
-    asked = Asked(**options)
+    asked = Question(**options)
     require_writable(json_file)
     from tl_subvalues.command.effects_report import effects_json, make_effects_report, rows_of
     from tl_subvalues.command.screen import write
@@ -90,7 +90,7 @@ def effects_command(
 )
 def graph_command(out: str, nodes: int, edges: float, rule: Any, **options: Any) -> None:
     """Write what fed a word after PROMPT: the strongest FFN neurons at positions, and what each added to later ones."""
-    asked = Asked(**options)
+    asked = Question(**options)
     if out == "-" or not out.endswith(".json"):
         raise ValueError(f"{shown(out)}: the graph is written to a .json file.")
     require_writable(out)

@@ -62,7 +62,7 @@ _LONG_PROMPT, _LONG_TEXT = 40, 200
 _END, _AROUND = 8, 2
 
 
-class Words:
+class WholeWords:
     """Short texts in lines as long as there is room; none is broken in two, not even at a space inside it."""
 
     def __init__(self, words: Sequence[str], between: str = " ", first: str = "") -> None:
@@ -140,7 +140,7 @@ def drawn(columns: dict[str, list[Any]], numeric: set[str]) -> Table:
         words = any(isinstance(cell, list) for cell in cells)
         table.add_column(heading, justify="right" if heading in numeric else "left", no_wrap=not words)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*(Words(cell) if isinstance(cell, list) else Text(str(cell)) for cell in row))
+        table.add_row(*(WholeWords(cell) if isinstance(cell, list) else Text(str(cell)) for cell in row))
     return table
 
 
@@ -179,7 +179,7 @@ def _head(report: Shown) -> list[str]:
     return [*lines, report.summary, *report.legend]
 
 
-def _positions(report: Shown) -> Words:
+def _positions(report: Shown) -> WholeWords:
     """The prompt's tokens by position; of a long prompt those around what is shown, and its end."""
     chosen = _positions_shown(report)
     words, last = [], -1
@@ -188,7 +188,7 @@ def _positions(report: Shown) -> Words:
             words.append("…")
         words.append(f"{position}:{report.tokens[position]!r}")
         last = position
-    return Words(words if last == len(report.tokens) - 1 else [*words, "…"], "  ", "positions  ")
+    return WholeWords(words if last == len(report.tokens) - 1 else [*words, "…"], "  ", "positions  ")
 
 
 def _positions_shown(report: Shown) -> list[int]:

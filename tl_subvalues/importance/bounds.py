@@ -47,7 +47,7 @@ class Spread:
 
 
 @dataclass(frozen=True)
-class Words:
+class WordColumns:
     """Several words above a log-ratio's line: their columns, pulled back through the norm, and their distribution."""
 
     columns: Float[Tensor, "word d_model"]
@@ -68,7 +68,7 @@ class SiteBounds:
     residual: Float[Tensor, " d_model"]
     scale: Tensor
     gradient: Float[Tensor, " d_model"]  # g, pulled back through the norm; without what `words` hold
-    words: tuple[Words, ...]
+    words: tuple[WordColumns, ...]
     rounding: float  # error that rounding may cause, in nats per unit of length of what is read
     spreads: tuple[Spread, ...] | None = (
         None  # of each of the measure's log-ratios; None unless lower bounds are wanted
@@ -145,7 +145,7 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
     scale = scale.expand(len(residuals), 1) if scale.ndim else scale.expand(len(residuals)).unsqueeze(1)
     gradient, sizes = torch.zeros_like(residuals), residuals.new_zeros(len(residuals))
     spreads: list[list[Spread]] = [[] for _ in chosen]
-    words: list[list[Words]] = [[] for _ in chosen]
+    words: list[list[WordColumns]] = [[] for _ in chosen]
     for one in reading.ratios:
         softmax, expected = one.ratio.softmax, one.mean_columns[chosen]
 
@@ -158,7 +158,7 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
         over = torch.stack([pulled_back(column.expand_as(expected)) for column in columns], 1)  # [site, word, d_model]
         if not single:
             for site, (own, log_q) in enumerate(zip(over, one.log_over[chosen], strict=True)):
-                words[site].append(Words(own, log_q))
+                words[site].append(WordColumns(own, log_q))
         sizes = sizes + over.norm(dim=-1).amax(-1) + _length_below(one, readout, scale, chosen)
         if both_sides:
             widest, variance = softmax.column_spread(one.log_under[chosen], expected)

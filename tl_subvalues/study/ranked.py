@@ -25,7 +25,7 @@ NO_PROBABILITY = (
 
 
 @dataclass(frozen=True)
-class Parts:
+class PartsOf:
     """Heads, or attention neurons at their source positions, wherever they add something, sublayer by sublayer."""
 
     unit: RankedUnit
@@ -75,11 +75,11 @@ class FfnNeuronsAtPositions:
 
 
 # What a ranking ranks: the parts of a trace in one order, in which the scores come.
-Contenders = Parts | FfnNeurons | FfnNeuronsAtPositions
+Contenders = PartsOf | FfnNeurons | FfnNeuronsAtPositions
 FFN_NEURONS = FfnNeurons()
 FFN_NEURONS_AT_POSITIONS = FfnNeuronsAtPositions()
-ATTN_NEURONS = Parts("attn_neuron")
-HEADS = Parts("head")
+ATTN_NEURONS = PartsOf("attn_neuron")
+HEADS = PartsOf("head")
 
 
 @dataclass(frozen=True)

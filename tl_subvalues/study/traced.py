@@ -26,5 +26,5 @@ class Tracer:
         made = trace_of_run(self.view, fact.tokens, fact.asked, len(fact.tokens) - 1, self.scale, cache, logits)
         if not self.warned and (sentences := missing_spaces(made, fact.asked)):
             self.warned = True
-            warnings.warn(f"{fact.place}: {sentences[0]} Others are not checked.", LeadingSpaceWarning, stacklevel=2)
+            warnings.warn(f"{fact.where}: {sentences[0]} Others are not checked.", LeadingSpaceWarning, stacklevel=2)
         return made
