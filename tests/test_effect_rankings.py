@@ -12,6 +12,7 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.study.effect_rankings import integrated_gradients
+from tl_subvalues.study.ranked import ATTN_NEURONS, Ranking
 from tl_subvalues.study.rankings import chosen_rankings
 
 TARGET, POSITION = 17, 5
@@ -66,7 +67,10 @@ def test_heads_and_attention_neurons(trace: tlsv.Trace, rule: str) -> None:
     assert sorted(ranking(trace).tolist(), reverse=True) == pytest.approx(sums.tolist())
     neurons = effects(trace, "attn_neuron", rule, positions="last")
     ranking = tlsv.RANKINGS[f"attn_neuron_total_effect_{rule}"]
+    neurons.index = neurons.index.str.partition(">").get_level_values(0)
     assert ranking.top(trace, 30) == neurons.sort_values(ascending=False, kind="stable").index[:30].tolist()
+    assert sorted(ranking(trace).tolist()) == pytest.approx(sorted(neurons.tolist()))
+    assert Ranking(ranking.scores, of=ATTN_NEURONS).top(trace, 30) == ranking.top(trace, 30)
     own = tlsv.RANKINGS["attn_neuron_log_prob_increase"]
     assert ranking(trace).shape == own(trace).shape == (len(trace.attn_neurons(top=None)),)
 

@@ -10,6 +10,7 @@ import pandas as pd
 from tl_subvalues.command.shown import VERSIONS, plain
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import view_of
+from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.rows.find import find, similar
 from tl_subvalues.rows.rows import Rows, RowUnit, row_of
 from tl_subvalues.rows.words import row_words
@@ -48,6 +49,7 @@ def neuron_answer(
 ) -> Answer:
     """A neuron's card: the words of its row both ways, rows like it with theirs, and the facts that have it on top."""
     component = parse_label(label)
+    k = whole_number(k, "words")
     rows, _ = row_of(view_of(model), label)
     alike = similar(model, label, top=top)
     own, *others = row_words(rows, [label, *alike["label"]], max(k, BESIDE), by)

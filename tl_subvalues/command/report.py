@@ -69,15 +69,14 @@ def make_report(
     layers = trace.layers()
     sums = {str(kind): float(sum_) for kind, sum_ in layers.groupby("sublayer")[column].sum().items()}
     best = layers.sort_values(column, ascending=False, kind="stable", ignore_index=True)
-    tables = {
-        "layers": best.head(top),
-        "heads": trace.heads(top, show_progress=show_progress),
-        "head_positions": trace.head_positions(top, show_progress=show_progress),
-        "ffn_neurons": trace.ffn_neurons(top, show_progress=show_progress),
-        "attn_neurons": trace.attn_neurons(top, show_progress=show_progress),
-    }
-    tables = {name: _with_words(trace, table) for name, table in tables.items() if len(table)}
     notes: list[str] = []
+    tables = {"layers": best.head(top)}
+    for name in ("heads", "head_positions", "ffn_neurons", "attn_neurons"):
+        try:
+            tables[name] = getattr(trace, name)(top, show_progress=show_progress)
+        except UnsupportedModelError as error:
+            notes.append(str(error))
+    tables = {name: _with_words(trace, table) for name, table in tables.items() if len(table)}
     try:
         if "ffn_neurons" in tables:
             tables |= _switched_on(trace, tables["ffn_neurons"]["label"].iloc[0], top, show_progress)

@@ -10,10 +10,10 @@ from tl_subvalues.errors import shown
 
 @click.command("show")
 @click.argument("file", type=click.Path(exists=True))
-@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each table.")
+@click.option("--top", type=click.IntRange(min=1), help="Rows of each table: 10, of a page 50.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the trace as a page, one file, instead.")
 @debug_option
-def show_command(file: str, top: int, html_file: str | None) -> None:
+def show_command(file: str, top: int | None, html_file: str | None) -> None:
     """Show a trace that `trace --save` or `Trace.save` wrote: FILE is its folder or .zip."""
     # Imported here, so that --help does not wait for pandas.
     from tl_subvalues.saved.opened import open_trace
@@ -21,10 +21,10 @@ def show_command(file: str, top: int, html_file: str | None) -> None:
 
     saved = open_trace(file)
     if html_file is not None:
-        saved.to_html(html_file, top=50 if top == 10 else top)
+        saved.to_html(html_file, top=top or 50)
         click.echo(f"saved {shown(html_file)}", err=True)
         return
-    click.echo(to_text(saved, top), nl=False)
+    click.echo(to_text(saved, top or 10), nl=False)
 
 
 def require_output(html_file: Any, save_to: Any) -> None:

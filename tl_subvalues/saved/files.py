@@ -110,6 +110,9 @@ def _read_zip(file: Path) -> bytes:
         with zipfile.ZipFile(file) as archive:
             if archive.namelist().count(JSON) != 1:
                 raise ValueError(f"it is no saved trace: there is no {JSON} in it.")
+            # Of other methods zipfile unpacks whole blocks, however little is asked for.
+            if archive.getinfo(JSON).compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise ValueError(f"its {JSON} is packed by another method than deflate; pack it again by `zip`.")
             with archive.open(JSON) as opened:
                 return _limited(opened.read(LARGEST + 1))
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:

@@ -45,7 +45,7 @@ def attribution_graph(
     made = {row.label: _neuron(row, float(share)) for row, share in zip(neurons.itertuples(), influence, strict=True)}
     for row in nodes[nodes["kind"] == "embedding"].itertuples():
         made[row.label] = _embedding(row.position, int(token_ids[row.position]))
-    made["target"] = _logit(len(tokens) - 1, target_id, nodes.iloc[-1]["token"], prob, n_layers)
+    made["target"] = _logit(int(nodes.iloc[-1]["position"]), target_id, nodes.iloc[-1]["token"], prob, n_layers)
     links = [
         {"source": made[row.source]["node_id"], "target": made[row.target]["node_id"], "weight": row.weight}
         for row in edges.itertuples()

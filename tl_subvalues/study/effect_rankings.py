@@ -57,22 +57,28 @@ def everywhere(of: Contenders, rule: EffectRule) -> Ranking:
 
 
 def attn_neurons(rule: EffectRule) -> Ranking:
-    """The total effect of each attention neuron, from each source position to the trace's."""
+    """The total effect of each attention neuron from each source position to the trace's.
+
+    Its source is ablated wherever it is read, as by an attention neuron's increase.
+    """
+
+    def effects(trace: Trace, top: int | None) -> Any:
+        table = trace.effects("attn_neuron", top=top, positions="last", rule=rule, largest=True)
+        return table.assign(label=table["label"].str.partition(">")[0])
 
     def scores(trace: Trace) -> Float[Tensor, " part"]:
-        return _in_order(trace, ATTN_NEURONS, trace.effects("attn_neuron", top=None, positions="last", rule=rule))
+        return _in_order(trace, ATTN_NEURONS, effects(trace, None))
 
     def top(trace: Trace, k: int) -> list[str]:
-        table = trace.effects("attn_neuron", top=k, positions="last", rule=rule, largest=True)
-        return [str(label) for label in table["label"]]
+        return [str(label) for label in effects(trace, k)["label"]]
 
     return Ranking(scores, top, of=ATTN_NEURONS)
 
 
 def _in_order(trace: Trace, of: Contenders, table: Any) -> Float[Tensor, " part"]:
-    """A table's total effects in the order of the contenders; of those that it lacks, 0."""
+    """A table's total effects in the order of the contenders, all of which it has."""
     labels = of.labels(trace, torch.arange(of.count(trace)))
-    effects = table.set_index("label")["total_effect"].reindex(labels, fill_value=0.0)
+    effects = table.set_index("label")["total_effect"].loc[labels]
     return torch.from_numpy(effects.to_numpy(dtype="float64", copy=True))
 
 

@@ -195,6 +195,8 @@ def require_ks(ks: Any) -> tuple[int, ...]:
 
 def _groups(facts: Sequence[Fact], by: str | Sequence[str] | None) -> list[dict[str, Any]]:
     """What each fact has in the columns to group by."""
+    if not (by is None or isinstance(by, str | Sequence)):
+        raise ValueError(f"by is a column of the facts, or several, got {by!r}.")
     names = [] if by is None else [by] if isinstance(by, str) else list(by)
     missing = [name for name in names if name not in facts[0].columns]
     if missing:

@@ -97,6 +97,8 @@ def chosen_rankings(
     if isinstance(rankings, str):
         rankings = [rankings]
     if not isinstance(rankings, Mapping):
+        if not isinstance(rankings, Sequence) or not all(isinstance(name, str) for name in rankings):
+            raise ValueError(f"rankings are names, or functions by name, got {rankings!r}.")
         unknown = [name for name in rankings if name not in RANKINGS]
         if unknown:
             raise ValueError(
@@ -106,6 +108,9 @@ def chosen_rankings(
     for name, scores in rankings.items():
         if not callable(scores):
             raise ValueError(f"ranking {name!r} is a function from a trace to scores, got {type(scores).__name__}.")
+    for name in _RANDOM:
+        if rankings.get(name, RANKINGS[name]) is not RANKINGS[name]:
+            raise ValueError(f"{name!r} is the name of the random control; call your ranking something else.")
     known = {name: one if isinstance(one, Ranking) else Ranking(one) for name, one in rankings.items()}
     if any(one.only not in (None, measure) for one in known.values()):
         raise ValueError(NO_PROBABILITY)

@@ -3,13 +3,14 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
+from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.show import graph_plot
 from tl_subvalues.show.attribution_graph import BIAS, OTHERS, attribution_graph, networkx_graph
 from tl_subvalues.tracing.prediction import ablate_each
@@ -34,9 +35,9 @@ class Graph:
             total_effect, sink.
         edges: source, target, weight (what the source adds to the target's coefficient, or to the score), through (the
             heads at source positions that took it from where it was added, with their shares of the weight; what is
-            missing to 1 stayed in its position's residual stream). For every target, the rows of source "others" (all
-            neurons that are no nodes, and edges that were pruned) and "bias" make the weights add up to its
-            coefficient.
+            missing to 1 went through heads of less than 2%, or stayed in its position's residual stream). For every
+            target, the rows of source "others" (all neurons that are no nodes, and edges that were pruned) and "bias"
+            make the weights add up to its coefficient.
         score: ⟨x_final, γ_final⟩, what flows into the target.
         rule: how coefficients were made linear, "frozen" or "half".
     """
@@ -77,18 +78,17 @@ class Graph:
         return graph_plot.graph(self.nodes, self.edges, self.trace.str_tokens, ax)
 
 
-def graph_of(trace: "Trace", nodes: int, edges: float, rule: GraphRule) -> Graph:
+def graph_of(trace: "Trace", nodes: SupportsIndex, edges: float, rule: GraphRule) -> Graph:
     """The graph of a trace's strongest neurons, its edges pruned.
 
     Raises:
         ValueError: for a number of nodes below 1, a share of edges outside 0 to 1, or another rule.
         UnsupportedModelError: as `effects`.
     """
-    if isinstance(nodes, bool) or not isinstance(nodes, int) or nodes < 1:
-        raise ValueError(f"nodes is a positive number, got {nodes!r}.")
-    if not 0.0 < edges <= 1.0:
+    nodes = whole_number(nodes, "nodes")
+    if isinstance(edges, bool) or not isinstance(edges, float | int) or not 0.0 < edges <= 1.0:
         raise ValueError(f"edges is the share of influence that edges are kept for, from 0 to 1, got {edges!r}.")
-    if rule not in FROZEN_RULES:
+    if rule not in tuple(FROZEN_RULES):
         raise ValueError(f"rule is 'frozen' or 'half', in which flows add up, got {rule!r}.")
     table = trace.effects(top=nodes, rule=rule)
     expert = table["expert"] if "expert" in table else pd.Series(pd.NA, index=table.index)

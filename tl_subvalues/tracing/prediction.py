@@ -38,6 +38,12 @@ def ablate_each(trace: "Trace", table: Any) -> pd.DataFrame:
     labels = labels_in(table)
     view = trace.run.view
     found = components(view, labels)
+    late = [label for label, one in zip(labels, found, strict=True) if (one.at or 0) > trace.position]
+    if late:
+        raise ValueError(
+            f"{late[0]!r} is after position {trace.position}, where the target is predicted: the table is of another "
+            "trace."
+        )
     batch = max(1, _TOKENS // len(trace.tokens))
     measured = outcomes(view, trace, [[], *([one] for one in found), found], Mode(), batch_size=batch)
     values = measured.values[trace.measure].double()

@@ -312,7 +312,8 @@ class Trace(Pages):
 
         * rule "gradient": its vector times the true gradient of the measure where it is added. It predicts what taking
           that one part out does (rank correlation 0.96 to 0.99 with ablation on SmolLM2-135M, positions that are no
-          attention sinks) and adds up to nothing.
+          attention sinks) and adds up to nothing. Behind a post-norm it is the gradient of z or of the coefficient: the
+          norm's scale moves too, and what a sublayer's parts do together vanishes.
         * rules "frozen" and "half": with this run's attention patterns, norms' scales and gates held ("half": half of a
           gated neuron's effect through its gate). What the output consists of: the effects of embeddings and bias terms
           (unit "embedding") add up to `attrs["score"]`, ⟨x_final, γ_final⟩. They predict ablation worse (0.5 to 0.9).
@@ -367,7 +368,7 @@ class Trace(Pages):
         return compare((self, other), unit, top)
 
     @no_autocast_no_grad
-    def graph(self, *, nodes: int = 64, edges: float = 0.98, rule: GraphRule = "frozen") -> Graph:
+    def graph(self, *, nodes: SupportsIndex = 64, edges: float = 0.98, rule: GraphRule = "frozen") -> Graph:
         """What fed the output: the strongest FFN neurons at positions, what each added to later ones, and through what.
 
         An edge is exact in the frozen model: what its source adds to its target's coefficient (to the score, for the

@@ -161,11 +161,19 @@ class _Made:
         if 0 <= here < len(total):
             one = parts.at(slice(here, here + 1))
             direct[here] = one.products(unit, one.inner(self._final[None, None]))[0, 0]
+        axes = parts.axes(unit)
+        if "position" in axes:  # what comes after its reader is not there
+            places = torch.arange(at.start, at.start + axes["at"], device=total.device)
+            later = torch.arange(axes["position"], device=total.device)[None] > places[:, None]
+            there = ~later.reshape(*later.shape, *[1] * (total.ndim - 2)).expand_as(total) | (total != 0)
+            listed = torch.nonzero(there.flatten()).flatten()
+        else:
+            listed = torch.arange(total.numel(), device=total.device)
         total, direct = total.flatten(), direct.flatten()
-        best = self._wanted.best(total)
+        best = listed[self._wanted.best(total[listed])]
         rows: Rows = {"total": total[best], "direct": direct[best]}
         rest = best
-        for name, size in reversed(parts.axes(unit).items()):
+        for name, size in reversed(axes.items()):
             rows[name], rest = rest % size, rest // size
         rows["at"] = rows["at"] + at.start
         rows["layer"] = torch.full_like(best, covectors.layer)
@@ -176,9 +184,6 @@ class _Made:
             rows["coefficient"] = m.flatten()[best]
         if expert is not None:
             rows["expert"] = torch.full_like(best, expert)
-        if "position" in rows:  # what comes after its reader is not there
-            there = (rows["position"] <= rows["at"]) | (rows["total"] != 0)
-            rows = {name: values[there] for name, values in rows.items()}
         return {name: values.cpu() for name, values in rows.items()}
 
     def check_sum(self) -> None:

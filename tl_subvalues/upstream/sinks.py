@@ -13,10 +13,11 @@ from tl_subvalues.decomposition.run import Run
 # SmolLM2-135M and 0.55 to 0.69 in Gemma 3 270M, no other more than 0.19; of 630 tokens it has 0.30, no other 0.1.
 # Lengths do not tell: a comma of Gemma's is 15 times as long as the median and is not looked at.
 _SHARE = 1 / 4
+_JUDGES = 3  # later positions that must be there to tell, but for the first position
 
 
 def sinks(run: Run) -> frozenset[int]:
-    """Positions that get, over all heads, layers and later positions, more than a quarter of the attention."""
+    """Positions that get more than a quarter of the attention of (three or more) later ones, over heads and layers."""
     looked = torch.zeros(run.n_positions, dtype=torch.float64)
     seen = torch.zeros_like(looked)
     for layer in run.view.layers:
@@ -25,4 +26,6 @@ def sinks(run: Run) -> frozenset[int]:
             weights = pattern.tril(-1)
             looked += weights.sum((0, 1), dtype=torch.float64).cpu()
             seen += (weights > 0).sum((0, 1)).cpu()  # what lies outside a window sees nothing of it
-    return frozenset(torch.nonzero(looked > _SHARE * seen).flatten().tolist())
+    found = looked > _SHARE * seen
+    found[max(1, run.n_positions - _JUDGES) :] = False
+    return frozenset(torch.nonzero(found).flatten().tolist())

@@ -70,7 +70,7 @@ function words(view, id) {
 }
 
 function activation(view, id) {
-  const tables = view.data.activations[id];
+  const tables = Object.hasOwn(view.data.activations, id) ? view.data.activations[id] : undefined;
   if (!/neuron/.test(view.parts.get(id).kind)) return null;
   const table = tables?.head_position ?? tables?.sublayer;
   if (!table) return h("p.missing", {}, "What switched it on is kept for the first neurons alone: ", h("code", {}, `trace.activations("${plain(id)}")`), " asks the model.");

@@ -102,8 +102,9 @@ export class Parts {
    */
   words(id, reading) {
     const all = this.data.words[reading] ?? {};
-    const own = all[id] ?? all[`${id}@${this.position}`];
-    if (!own) return null;
+    const name = [id, `${id}@${this.position}`].find((one) => Object.hasOwn(all, one));
+    if (name === undefined) return null;
+    const own = all[name];
     const part = this.get(id);
     const turned = reading !== "prob_increase" && /neuron/.test(part.kind) && part.coefficient < 0;
     const [writes, lowers] = turned ? [own.bottom, own.top] : [own.top, own.bottom];

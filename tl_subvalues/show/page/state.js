@@ -55,7 +55,7 @@ function read(hash) {
   for (const [name, value] of new URLSearchParams(hash.replace(/^#/, ""))) {
     if (name === "pins") found.pins = value.split(",").filter(Boolean).slice(0, MOST_PINS);
     else if (NUMBERS.includes(name) && Number.isFinite(Number(value))) found[name] = Number(value);
-    else if (name in DEFAULTS && !NUMBERS.includes(name)) found[name] = value;
+    else if (Object.hasOwn(DEFAULTS, name) && !NUMBERS.includes(name)) found[name] = value;
   }
   return found;
 }
