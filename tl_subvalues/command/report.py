@@ -13,9 +13,10 @@ import pandas as pd
 from tl_subvalues.command.shown import Shown, headline, plain
 from tl_subvalues.decomposition.components import coefficients_of
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.labels import parse_label
 from tl_subvalues.show.plots import SUBLAYERS
 from tl_subvalues.tracing.trace import Trace
-from tl_subvalues.upstream.named import total_effects
+from tl_subvalues.upstream.chosen import total_effects
 
 # Raised whenever a key is renamed, removed or changes its meaning; new keys may come without it.
 SCHEMA = "tl-subvalues/trace/1"
@@ -118,11 +119,11 @@ def _with_effects(
     of_run = {name: table["label"].tolist() for name, table in tables.items() if name != "activations"}
     labels = sorted({label for own in of_run.values() for label in own})
     try:
-        effects = total_effects(trace.run, trace.tokens, trace.target, labels)
+        effects = total_effects(trace.run, trace.tokens, trace.target, list(map(parse_label, labels)))
     except UnsupportedModelError as error:
         notes.append(f"No total effects, for: {error}")
         return tables, []
-    by_label = dict(zip(labels, effects.tolist(), strict=True))
+    by_label = dict(zip(labels, effects, strict=True))
     full = dict(tables)
     for name, own in of_run.items():
         full[name] = tables[name].assign(total_effect=[by_label[label] for label in own])

@@ -9,11 +9,13 @@ from torch import Tensor
 from tl_subvalues.decomposition.everywhere import first_positions, parts_everywhere
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.labels import Component
+from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
 from tl_subvalues.upstream.gradient import gradients
 
 
+@no_autocast_no_grad
 def total_effects(run: Run, tokens: Tensor, target: Target, components: Sequence[Component]) -> list[float]:
     """What each does through the rest of the model, by the true gradient, in nats; see `effects`.
 

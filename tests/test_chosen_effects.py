@@ -5,14 +5,14 @@ import re
 from typing import Any
 
 import pytest
-import torch
 from helpers import zoo
 from rich.console import Console
 from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.command import report, screen
-from tl_subvalues.upstream import gradient, named
+from tl_subvalues.labels import parse_label
+from tl_subvalues.upstream import chosen, gradient
 
 UNITS = ("sublayer", "head", "head_position", "attn_neuron", "ffn_neuron")
 # Before release 4, hybrids' sources are not all there, and outputs are shown that nothing follows from.
@@ -37,9 +37,9 @@ def test_they_are_those_of_effects(family: str, tokens: Tensor) -> None:
         names = [at_the_end(label, unit) for label in table["label"]]
         expected |= dict(zip(names, table["total_effect"], strict=True))
     labels = sorted(expected)
-    found = named.total_effects(trace.run, trace.tokens, trace.target, labels)
+    found = chosen.total_effects(trace.run, trace.tokens, trace.target, list(map(parse_label, labels)))
     assert len(labels) > 200
-    assert torch.allclose(found, torch.tensor([expected[label] for label in labels], dtype=torch.float64), atol=1e-6)
+    assert found == pytest.approx([expected[label] for label in labels], abs=1e-6)
 
 
 @pytest.mark.parametrize("against", [None, 9])
@@ -47,7 +47,7 @@ def test_a_report_shows_both(against: Any, tokens: Tensor, monkeypatch: pytest.M
     """A column beside the increase in every table of components, JSON and text, and why orders differ, in one pass."""
     passes = []
     once = gradient.gradients
-    monkeypatch.setattr(named, "gradients", lambda *arguments: (passes.append(1), once(*arguments)))
+    monkeypatch.setattr(chosen, "gradients", lambda *arguments: (passes.append(1), once(*arguments)))
     trace = tlsv.trace(zoo.model("llama"), tokens, 5, against=against)
     made = report.make_report(trace, model="tiny", top=4)
     assert passes == [1]
