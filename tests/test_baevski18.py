@@ -216,11 +216,11 @@ def gelu(self: Any, x: Tensor) -> Tensor:
     return self.fc2(torch.nn.functional.gelu(self.fc1(x)))
 
 
-def unscaled(self: Any, x: Tensor, own: Any = modeling.Attention.forward, **kwargs: Any) -> Any:
+def unscaled(self: Any, x: Tensor, own: Any = modeling.SelfAttention.forward, **kwargs: Any) -> Any:
     return own(self, x, **{**kwargs, "on_scores": lambda scores: scores * math.sqrt(self.d_head)})
 
 
-def sees_all(self: Any, x: Tensor, allowed: Tensor, own: Any = modeling.Attention.forward, **kwargs: Any) -> Any:
+def sees_all(self: Any, x: Tensor, allowed: Tensor, own: Any = modeling.SelfAttention.forward, **kwargs: Any) -> Any:
     return own(self, x, allowed=torch.ones_like(allowed), **kwargs)
 
 
@@ -278,8 +278,8 @@ IN_THE_MODULE: dict[str, tuple[Any, str, Callable[..., Any]]] = {
     "sines and cosines interleaved": (modeling.SinusoidalPositions, "forward", interleaved_positions),
     "rates over half, not half minus one": (modeling.SinusoidalPositions, "forward", rates_over_half),
     "another activation": (modeling.FeedForward, "forward", gelu),
-    "attention not scaled": (modeling.Attention, "forward", unscaled),
-    "attention looks ahead": (modeling.Attention, "forward", sees_all),
+    "attention not scaled": (modeling.SelfAttention, "forward", unscaled),
+    "attention looks ahead": (modeling.SelfAttention, "forward", sees_all),
     "norms after the addition": (modeling.Block, "forward", normed_after),
     "head read through its projection": (adaptive.AdaptiveSoftmax, "forward", head_through_projection),
     "one softmax over all words": (adaptive.AdaptiveSoftmax, "forward", one_softmax),
@@ -310,7 +310,7 @@ def module_errors(state: State, shape: Any) -> tuple[float, float]:
 
 
 @pytest.fixture(scope="module")
-def parts() -> loading.Parts:
+def parts() -> loading.Contents:
     return loading.read(fairseq.fixture(), fairseq.DATA / "dict.txt")
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from tl_subvalues.decomposition.everywhere import Everywhere, first_positions, parts_everywhere
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.labels import PART_OF, Unit, bias_label
+from tl_subvalues.labels import NAMES, PART_OF, Unit, bias_label
 from tl_subvalues.model_view import sum_tolerance
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
@@ -206,6 +206,11 @@ class _Made:
         """All that was kept, the best first."""
         if self._wanted.unit == "embedding":
             return self._of_embeddings()
+        if not self._rows:
+            raise UnsupportedModelError(
+                f"{self._run.view.name} has no {NAMES[self._wanted.unit]} whose effects could be listed; ask for "
+                "another unit."
+            )
         rows = _joined(self._rows)
         computed = torch.argsort(rows["place"], stable=True)
         rows = _chosen({name: values[computed] for name, values in rows.items()}, self._wanted)
