@@ -7,7 +7,7 @@ import torch
 from common import best_times, missed, peak_memory_mb, table
 
 import tl_subvalues as tlsv
-from tl_subvalues.upstream.effects import EffectRule
+from tl_subvalues.upstream.led_back import EffectRule
 
 RULES: tuple[EffectRule, ...] = ("gradient", "frozen", "half")
 LONG = 256  # tokens

@@ -20,6 +20,7 @@ from tl_subvalues.model_view.checks import (
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
 from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.loading import load_named
+from tl_subvalues.model_view.releases import shows_a_copy
 from tl_subvalues.model_view.tokens import (
     answer_tokens,
     decode_each,
@@ -58,6 +59,7 @@ __all__ = [
     "not_one_token",
     "prompt_tokens",
     "resolve_target",
+    "shows_a_copy",
     "spaced_ids",
     "sum_tolerance",
     "view_of",

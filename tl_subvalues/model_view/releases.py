@@ -110,3 +110,11 @@ def require_traceable(model: Any) -> None:
         raise ValueError(
             f"{model_name(model)} is in training mode, where dropout changes every run; call model.eval() first."
         )
+
+
+def shows_a_copy(name: str, layer: int, sublayer: str) -> UnsupportedModelError:
+    """The error for a sublayer whose output a release shows to hooks, but goes on with a copy of (Granite before 4)."""
+    return UnsupportedModelError(
+        f"{name}: this release of TransformerLens shows only a copy of what {sublayer} of layer {layer} adds, which no "
+        "gradient reaches; use TransformerLens 4, or rule='frozen' (a ranking: total_effect_frozen)."
+    )

@@ -15,8 +15,8 @@ from tl_subvalues.study.ranked import (
     Ranking,
 )
 from tl_subvalues.tracing.trace import Trace
-from tl_subvalues.upstream.effects import EffectRule
 from tl_subvalues.upstream.integrated import integrated_effects
+from tl_subvalues.upstream.led_back import EffectRule
 from tl_subvalues.upstream.summed import summed_effects
 
 

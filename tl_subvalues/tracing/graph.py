@@ -14,8 +14,8 @@ from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.show import graph_plot
 from tl_subvalues.show.attribution_graph import BIAS, OTHERS, attribution_graph, networkx_graph
 from tl_subvalues.tracing.prediction import ablate_each
-from tl_subvalues.upstream.effects import FROZEN_RULES
 from tl_subvalues.upstream.graph import Carried, Flows, Neuron, flows_of
+from tl_subvalues.upstream.led_back import FROZEN_RULES
 
 if TYPE_CHECKING:
     from tl_subvalues.tracing.trace import Trace

@@ -41,7 +41,8 @@ from tl_subvalues.tracing.finish import document_of
 from tl_subvalues.tracing.graph import Graph, GraphRule, graph_of
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.activation import By, activation_scores
-from tl_subvalues.upstream.effects import EffectPositions, EffectRule, EffectUnit, Wanted, effects_of
+from tl_subvalues.upstream.effects import EffectPositions, EffectUnit, Wanted, effects_of
+from tl_subvalues.upstream.led_back import EffectRule
 from tl_subvalues.upstream.query import query_scores
 from tl_subvalues.upstream.sinks import sinks
 from tl_subvalues.words.readings import By as ReadBy

@@ -24,14 +24,10 @@ from tl_subvalues.labels import NAMES, PART_OF, Unit, bias_label
 from tl_subvalues.model_view import sum_tolerance
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
-from tl_subvalues.upstream.frozen import back
-from tl_subvalues.upstream.gradient import gradients
-from tl_subvalues.upstream.rules import Frozen, Half, Rule
+from tl_subvalues.upstream.led_back import EffectRule, lead_back
 
-EffectRule = Literal["gradient", "frozen", "half"]
 EffectUnit = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron", "embedding"]
 EffectPositions = Literal["all", "last"]
-FROZEN_RULES: dict[str, Rule] = {"frozen": Frozen(), "half": Half()}
 # Products held at a time: 16 MB in float32.
 _NUMBERS = 1 << 22
 
@@ -95,13 +91,8 @@ def effects_of(
             and bias terms do not add up to the score.
     """
     made = _Made(run, final, wanted, first_positions(run))
-    if wanted.rule == "gradient":
-        gradients(run, tokens, target, made.n, made.take)
-    else:
-        start = torch.zeros(1, made.n, len(final), dtype=final.dtype, device=final.device)
-        start[0, run.position] = final
-        for covectors in back(run, FROZEN_RULES[wanted.rule], start):
-            made.take(covectors)
+    lead_back(run, tokens, target, final, wanted.rule, made.n, made.take)
+    if wanted.rule != "gradient":
         made.check_sum()
     return made.effects()
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from tl_subvalues.decomposition.everywhere import neurons
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view import sum_tolerance
+from tl_subvalues.model_view import shows_a_copy, sum_tolerance
 from tl_subvalues.numerics.blocks import affine
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
@@ -113,11 +113,7 @@ class _Watch:
     @torch.no_grad()
     def _take_inner(self, gradient: Tensor) -> None:
         if self._output is None:
-            raise UnsupportedModelError(
-                f"{self._run.view.name}: this release of TransformerLens shows what {self._sublayer} of layer "
-                f"{self._layer} adds, but goes on with a copy, so that no gradient reaches it; use TransformerLens 4, "
-                "or rule='frozen'."
-            )
+            raise shows_a_copy(self._run.view.name, self._layer, self._sublayer)
         own = self._cast(gradient.reshape(1, self._run.n_positions, -1))
         inner: tuple[Tensor, ...] = (own,)
         if self._sublayer == "attn":

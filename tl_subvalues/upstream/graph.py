@@ -166,12 +166,12 @@ class _Flowing:
 
     def _take_neurons(self, covectors: Covectors) -> None:
         for group, inner in zip(neurons(self._run, covectors.layer, self._n), covectors.inner, strict=True):
-            products = group.products("ffn_neuron", inner)
-            self._others += products.sum((1, 2))
+            # No products of all neurons and readers: `inner` is the largest there is.
+            self._others += einops.einsum(group.coefficients, inner, "pos neuron, k pos neuron -> k")
             for i, node in enumerate(self._nodes):
                 if (node.layer, node.expert) == (covectors.layer, group.expert):
-                    self._from_neurons[:, i] = products[:, node.at, node.neuron]
-                    self._others -= products[:, node.at, node.neuron]
+                    self._from_neurons[:, i] = group.coefficients[node.at, node.neuron] * inner[:, node.at, node.neuron]
+                    self._others -= self._from_neurons[:, i]
 
     def _take_heads(self, covectors: Covectors, parts: HeadsEverywhere) -> None:
         """What each head takes of every source where it was added: ⟨its value, the covector of the values there⟩."""

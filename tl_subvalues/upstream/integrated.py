@@ -9,7 +9,7 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.everywhere import first_positions, parts_everywhere
 from tl_subvalues.decomposition.run import Run
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view import shows_a_copy
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.gradient import end_hook
 
@@ -58,10 +58,7 @@ def _gradients(
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     for layer, gradient in zip(layers, gradients, strict=True):
         if gradient is None:
-            raise UnsupportedModelError(
-                f"{view.name}: this release of TransformerLens shows what the FFN of layer {layer} adds, but goes on "
-                "with a copy, so that no gradient reaches it; use TransformerLens 4, or rankings by rule 'frozen'."
-            )
+            raise shows_a_copy(view.name, layer, "mlp")
     return [gradient.to(view.device, view.compute_dtype) for gradient in gradients]
 
 

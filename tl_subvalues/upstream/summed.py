@@ -9,9 +9,7 @@ from tl_subvalues.decomposition.run import Run
 from tl_subvalues.labels import PART_OF, Unit
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
-from tl_subvalues.upstream.effects import FROZEN_RULES, EffectRule
-from tl_subvalues.upstream.frozen import back
-from tl_subvalues.upstream.gradient import gradients
+from tl_subvalues.upstream.led_back import EffectRule, lead_back
 
 
 def summed_effects(
@@ -44,11 +42,5 @@ def summed_effects(
             group.products(unit, own)[0].sum(0) for group, own in zip(groups, covectors.inner, strict=True)
         ]
 
-    if rule == "gradient":
-        gradients(run, tokens, target, n, take)
-    else:
-        start = torch.zeros(1, n, len(final), dtype=final.dtype, device=final.device)
-        start[0, run.position] = final
-        for covectors in back(run, FROZEN_RULES[rule], start):
-            take(covectors)
+    lead_back(run, tokens, target, final, rule, n, take)
     return dict(sorted(found.items()))
