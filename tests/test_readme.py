@@ -24,16 +24,13 @@ def test_its_python_runs_and_gives_its_table(tmp_path: Path, monkeypatch: pytest
     """Block after block; labels, increases, total effects and words are those that stand in the table."""
     monkeypatch.chdir(tmp_path)
     namespace = readme_blocks.run(README)
-    neurons, trace = namespace["neurons"], namespace["trace"]
+    neurons = namespace["neurons"]
     total = (neurons["label"] + "@4").map(namespace["effects"])
     rows = table_of(README)
     assert [row[0] for row in rows] == neurons["label"].tolist()
     assert [float(row[1]) for row in rows] == pytest.approx(neurons["log_prob_increase"].tolist(), abs=1e-3)
     assert [float(row[2]) for row in rows] == pytest.approx(total.tolist(), abs=1e-3)
-    for row, coefficient in zip(rows, neurons["coefficient"], strict=True):
-        words = trace.vocabulary(row[0], 3)
-        written = words.loc[words["side"] == ("top" if coefficient > 0 else "bottom"), "token"]
-        assert row[3] == ", ".join(word.strip() for word in written)
+    assert [row[3] for row in rows] == [", ".join(map(str.strip, words)) for words in neurons["writes"]]
 
 
 def table_of(page: Path) -> list[list[str]]:

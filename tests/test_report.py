@@ -82,7 +82,7 @@ def test_why_a_table_is_missing(tokens: torch.Tensor) -> None:
 def test_markup_in_tokens_is_text(made: report.Report) -> None:
     """A token that looks like rich's markup is printed, not obeyed."""
     odd = copy.deepcopy(made)
-    odd.tables["heads"]["promotes"].iloc[0][0]["token"] = "[red]x[/red]"
+    odd.tables["heads"]["writes"].iloc[0][0] = "[red]x[/red]"
     assert "[red]x[/red]" in screen.render(odd, Console(width=200))
 
 

@@ -160,6 +160,6 @@ def _with_words(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
         ]
         promotes.append(sides[0] if sign >= 0 else sides[1])
         suppresses.append(sides[1] if sign >= 0 else sides[0])
-    result = table.assign(promotes=promotes, suppresses=suppresses)
+    result = trace.with_words(table.assign(promotes=promotes, suppresses=suppresses), _WORDS)
     result.attrs = dict(table.attrs)
     return result

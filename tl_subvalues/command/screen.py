@@ -43,8 +43,7 @@ _HEADINGS = {
     "share": "share",
     "query_score": "query score",
     "sink": "sink",
-    "promotes": "writes",
-    "writes": "writes",
+    "writes": "writes (cosine)",
 }
 _FORMS = {
     "coeff.": "{:+.2f}",
@@ -212,9 +211,7 @@ def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     """The columns that are printed, numbers rounded, words as lists of them."""
     columns = {heading: table[name].tolist() for name, heading in _HEADINGS.items() if name in table}
     if "writes" in table:
-        columns["writes"] = [[repr(word) for word in words] for words in table["writes"]]
-    if "promotes" in table:
-        columns["writes"] = [[repr(word["token"]) for word in words] for words in table["promotes"]]
+        columns[_HEADINGS["writes"]] = [[repr(word) for word in words] for words in table["writes"]]
     if "sink" in columns:
         columns["sink"] = ["sink" if sink else "" for sink in columns["sink"]]
     for heading, form in _FORMS.items():

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from tl_subvalues.show.visible import visible
+from tl_subvalues.show.visible import plain, visible
 
 if TYPE_CHECKING:
     from tl_subvalues.saved.opened import SavedTrace
@@ -33,7 +33,7 @@ def to_text(saved: "SavedTrace", top: int) -> str:
     for name, title in _TITLES.items():
         if name in saved.document["tables"]:
             sections.append(f"{title}\n{_shown(saved, _best(saved, name, top)).to_string(index=False)}")
-    return "\n\n".join([*sections, *map(visible, saved.document["notes"])]) + "\n"
+    return "\n\n".join([*sections, *map(plain, saved.document["notes"])]) + "\n"
 
 
 def _best(saved: "SavedTrace", name: str, top: int) -> pd.DataFrame:
@@ -54,7 +54,9 @@ def _shown(saved: "SavedTrace", table: pd.DataFrame) -> pd.DataFrame:
     if all(label in effects for label in table["label"]):
         shown["total effect"] = [f"{float(effects[label]):+.3f}" for label in table["label"]]
     signs = table["coefficient"] if "coefficient" in table else [1.0] * len(table)
-    shown["writes"] = [_writes(saved, label, sign) for label, sign in zip(table["label"], signs, strict=True)]
+    reading = next(iter(saved.document["words"]), "cosine")
+    pairs = zip(table["label"], signs, strict=True)
+    shown[f"writes ({reading})"] = [_writes(saved, label, sign) for label, sign in pairs]
     return pd.DataFrame(shown)
 
 
@@ -70,7 +72,7 @@ def _headline(saved: "SavedTrace") -> str:
     target = " or ".join(map(visible, saved.target_tokens))
     diff = "" if saved.log_prob_diff is None else f", {saved.log_prob_diff:+.3f} nats over what it is measured against"
     return (
-        f"{visible(saved.model_name)}: {target}\npositions  {positions}\n"
+        f"{plain(saved.model_name)}: {target}\npositions  {positions}\n"
         f"log p = {saved.log_prob:.3f}, p = {saved.prob:.1%}, rank {saved.rank}{diff}, read at position "
         f"{saved.position} ({saved.scale} scale)"
     )

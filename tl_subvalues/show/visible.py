@@ -10,5 +10,10 @@ def visible(text: str) -> str:
     return "".join(_SIGNS.get(c) or (c if _has_a_shape(c) else f"‹U+{ord(c):04X}›") for c in text)
 
 
+def plain(text: str) -> str:
+    """A name or a sentence, likewise, with its spaces as they are."""
+    return visible(text).replace("␣", " ")
+
+
 def _has_a_shape(character: str) -> bool:
     return unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
