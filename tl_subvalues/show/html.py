@@ -14,7 +14,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from tl_subvalues.show.visible import visible
+from tl_subvalues.show.visible import plain, visible
 
 # In the order of their imports: each file names only what stands before it.
 MODULES = ("text", "dom", "parts", "state", "head", "grid", "curve", "tables", "graph", "panel", "page")
@@ -48,7 +48,7 @@ def page(document: Mapping[str, Any]) -> str:
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style())}'; "
         "base-uri 'none'; form-action 'none'"
     )
-    title = f"{visible(document['target']['texts'][0])} · {visible(document['model']['name'])} · tl-subvalues"
+    title = f"{visible(document['target']['texts'][0])} · {plain(document['model']['name'])} · tl-subvalues"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -88,7 +88,7 @@ def summary(document: Mapping[str, Any]) -> str:
     head = (
         f"<p>{'…' if start else ''}{_token(prompt)} → <b>{words}</b> p = {100 * float(target['prob']):.1f} %, "
         f"log p = {_number(target['log_prob'])}, rank {target['rank']}{measured} "
-        f"({escape(visible(document['model']['name']))})</p>"
+        f"({escape(plain(document['model']['name']))})</p>"
     )
     names = {"head_positions": "Heads at a source position", "ffn_neurons": "FFN neurons"}
     tables = [_table(document, name, title) for name, title in names.items() if name in document["tables"]]
