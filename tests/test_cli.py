@@ -9,27 +9,13 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers import zoo
-
-from tl_subvalues.command import cli
+from helpers.command import run, tiny_folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama in a folder, for --model."""
-    path = tmp_path_factory.mktemp("tiny")
-    zoo.hf_model("llama").save_pretrained(path)
-    zoo.tokenizer().save_pretrained(path)
-    return path
-
-
-def run(*arguments: str) -> int:
-    """Exit status of the command."""
-    try:
-        cli.main(list(arguments))
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 def test_it_prints_every_section(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers import zoo
+from helpers.command import run, tiny_folder
 from rich.console import Console
 
 import tl_subvalues as tlsv
-from tl_subvalues.command import cli, fact_tables, report, screen, start_up
+from tl_subvalues.command import fact_tables, report, screen, start_up
 from tl_subvalues.study import evaluate as evaluation
 
 FACTS = """kind,prompt,target,against
@@ -25,10 +26,7 @@ b,w9 w4,w5,"[""w6"", ""w7""]"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama in a folder, for --model."""
-    path = tmp_path_factory.mktemp("tiny")
-    zoo.hf_model("llama").save_pretrained(path)
-    zoo.tokenizer().save_pretrained(path)
-    return path
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
@@ -44,15 +42,6 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "facts.csv"
     path.write_text(FACTS, encoding="utf-8")
     return path
-
-
-def run(*arguments: Any) -> int:
-    """Exit status of the command."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 def traced(capsys: pytest.CaptureFixture[str], *arguments: Any) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from helpers import zoo
+from helpers.command import run, tiny_folder
 
 import tl_subvalues as tlsv
-from tl_subvalues.command import cli
 
 PROMPT = "w3 w4 w5"
 
@@ -19,25 +18,13 @@ PROMPT = "w3 w4 w5"
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama in a folder, for --model."""
-    path = tmp_path_factory.mktemp("tiny")
-    zoo.hf_model("llama").save_pretrained(path)
-    zoo.tokenizer().save_pretrained(path)
-    return path
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Any:
     """The model that --model loads."""
     return tlsv.load_model(str(folder))
-
-
-def run(*arguments: Any) -> int:
-    """Exit status of the command."""
-    try:
-        cli.main([str(argument) for argument in arguments])
-    except SystemExit as error:
-        return int(error.code or 0)
-    return 0
 
 
 @pytest.mark.parametrize(

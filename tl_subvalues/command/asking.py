@@ -2,69 +2,46 @@
 
 import sys
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tl_subvalues.command.start_up import DTYPES, debug_option, load, quieten, word_check
+from tl_subvalues.command.options import BOS, DEVICE, DTYPE, MODEL, SCALE, options
+from tl_subvalues.command.start_up import load, quieten, word_check
 from tl_subvalues.errors import shown
 
-Command = Callable[..., None]
 _REST = "rest"
 
 
-def asking_options(function: Command) -> Command:
-    """A prompt, what is asked of it, and of which model."""
-    options = (
-        click.argument("prompt"),
-        click.option(
-            "--target",
-            "targets",
-            multiple=True,
-            metavar="WORD",
-            help="The word to trace: text of exactly one token (mind its leading space). Repeat it for any of several "
-            "words, leave it out for the model's most probable next token.",
-        ),
-        click.option(
-            "--against",
-            "others",
-            multiple=True,
-            metavar="WORD",
-            help="Measure the target against this word, these words, or all others (rest): log p(target) - "
-            "log p(against).",
-        ),
-        click.option(
-            "--model",
-            "name",
-            default="smollm2-135m",
-            show_default=True,
-            help="Embedded model, hub name, folder, or baevski18:FOLDER.",
-        ),
-        click.option(
-            "--position", default=-1, show_default=True, help="Where the target is predicted; -1 is the last token."
-        ),
-        click.option(
-            "--scale",
-            default="frozen",
-            show_default=True,
-            type=click.Choice(["frozen", "recomputed"]),
-            help="Scale of the final norm: of this run's end (the paper's way), or of whatever is read (logit lens).",
-        ),
-        click.option(
-            "--bos/--no-bos", default=None, help="Prepend the BOS token or not; the model's own default otherwise."
-        ),
-        click.option("--device", help="Where to run, such as cpu or cuda."),
-        click.option(
-            "--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights."
-        ),
-        debug_option,
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+# A prompt, what is asked of it, and of which model.
+asking_options = options(
+    click.argument("prompt"),
+    click.option(
+        "--target",
+        "targets",
+        multiple=True,
+        metavar="WORD",
+        help="The word to trace: text of exactly one token (mind its leading space). Repeat it for any of several "
+        "words, leave it out for the model's most probable next token.",
+    ),
+    click.option(
+        "--against",
+        "others",
+        multiple=True,
+        metavar="WORD",
+        help="Measure the target against this word, these words, or all others (rest): log p(target) - log p(against).",
+    ),
+    MODEL,
+    click.option(
+        "--position", default=-1, show_default=True, help="Where the target is predicted; -1 is the last token."
+    ),
+    SCALE,
+    BOS,
+    DEVICE,
+    DTYPE,
+)
 
 
 @dataclass(frozen=True)

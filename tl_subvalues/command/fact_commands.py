@@ -7,51 +7,32 @@ from typing import Any
 
 import click
 
-from tl_subvalues.command.start_up import DTYPES, debug_option, load, quieten, say, word_check
+from tl_subvalues.command.options import BOS, DEVICE, DTYPE, MODEL, SCALE, options
+from tl_subvalues.command.start_up import load, quieten, say, word_check
 from tl_subvalues.errors import shown
 from tl_subvalues.version import __version__
 
-Command = Callable[..., None]
-
-
-def shared_options(function: Command) -> Command:
-    """The options that both commands have."""
-    options = (
-        click.option(
-            "--model", "name", default="smollm2-135m", show_default=True, help="Embedded model, hub name or folder."
-        ),
-        click.option("--out", metavar="FILE", help="Write the table to a .parquet or .csv file."),
-        click.option(
-            "--record",
-            metavar="FILE",
-            help="Where to keep what is done; beside --out, or in the cache folder otherwise.",
-        ),
-        click.option(
-            "--on-error",
-            default="stop",
-            show_default=True,
-            type=click.Choice(["stop", "skip"]),
-            help="What to do about bad lines: name them and stop, or name them and go on without.",
-        ),
-        click.option(
-            "--scale",
-            default="frozen",
-            show_default=True,
-            type=click.Choice(["frozen", "recomputed"]),
-            help="Scale of the final norm, as for trace.",
-        ),
-        click.option(
-            "--bos/--no-bos", default=None, help="Prepend the BOS token or not; the model's default otherwise."
-        ),
-        click.option("--device", help="Where to run, such as cpu or cuda."),
-        click.option(
-            "--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights."
-        ),
-        debug_option,
-    )
-    for option in reversed(options):
-        function = option(function)
-    return function
+# What both commands have.
+shared_options = options(
+    MODEL,
+    click.option("--out", metavar="FILE", help="Write the table to a .parquet or .csv file."),
+    click.option(
+        "--record",
+        metavar="FILE",
+        help="Where to keep what is done; beside --out, or in the cache folder otherwise.",
+    ),
+    click.option(
+        "--on-error",
+        default="stop",
+        show_default=True,
+        type=click.Choice(["stop", "skip"]),
+        help="What to do about bad lines: name them and stop, or name them and go on without.",
+    ),
+    SCALE,
+    BOS,
+    DEVICE,
+    DTYPE,
+)
 
 
 @click.command("evaluate")

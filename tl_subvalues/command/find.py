@@ -5,7 +5,8 @@ from typing import Any
 import click
 
 from tl_subvalues.command.asking import require_writable
-from tl_subvalues.command.row_options import DEVICE, DTYPE, JSON, MODEL, UNIT, by_option, options, put, quoted
+from tl_subvalues.command.options import DEVICE, DTYPE, MODEL, options
+from tl_subvalues.command.row_options import JSON, UNIT, by_option, put, quoted
 from tl_subvalues.command.start_up import load, quieten, word_check
 
 _ROWS = {"ffn_neuron": "FFN neurons", "attn_neuron": "attention neurons"}

@@ -5,7 +5,8 @@ from typing import Any
 
 import click
 
-from tl_subvalues.command.row_options import DEVICE, DTYPE, MODEL, UNIT, by_option, options
+from tl_subvalues.command.options import DEVICE, DTYPE, MODEL, options
+from tl_subvalues.command.row_options import UNIT, by_option
 from tl_subvalues.command.start_up import load, quieten, say
 
 

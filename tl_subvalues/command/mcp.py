@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from tl_subvalues.command.row_options import DEVICE, DTYPE, MODEL, options
+from tl_subvalues.command.options import DEVICE, DTYPE, MODEL, options
 from tl_subvalues.command.start_up import first_line, load, quieten
 from tl_subvalues.errors import SubvaluesWarning
 

@@ -7,20 +7,9 @@ from typing import Any
 
 import click
 
-from tl_subvalues.command.start_up import DTYPES, debug_option
+from tl_subvalues.command.options import Command
 from tl_subvalues.errors import shown
 
-Command = Callable[..., None]
-
-MODEL = click.option(
-    "--model",
-    "name",
-    default="smollm2-135m",
-    show_default=True,
-    help="Embedded model, hub name, folder, or baevski18:FOLDER.",
-)
-DEVICE = click.option("--device", help="Where to run, such as cpu or cuda.")
-DTYPE = click.option("--dtype", default="float32", show_default=True, type=click.Choice(DTYPES), help="Of the weights.")
 JSON = click.option("--json", "json_file", metavar="FILE", help="Write the answer as JSON; - is standard output.")
 UNIT = click.option(
     "--unit",
@@ -40,17 +29,6 @@ def by_option(default: str) -> Callable[[Command], Command]:
         type=click.Choice(["cosine", "bs_value"]),
         help="How rows are read: by direction alone, or by the logit that they add.",
     )
-
-
-def options(*chosen: Any) -> Callable[[Command], Command]:
-    """Options in the order of the help text, --debug last."""
-
-    def add(function: Command) -> Command:
-        for option in reversed((*chosen, debug_option)):
-            function = option(function)
-        return function
-
-    return add
 
 
 def put(answer: dict[str, Any], json_file: str | None, sections: Sequence[tuple[str, dict[str, list[Any]]]]) -> None:
