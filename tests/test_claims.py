@@ -118,6 +118,7 @@ def test_knock_out(script: Any, trace: tlsv.Trace) -> None:
     assert found["value"] < found["random_value"]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_and_is_checked(script: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A record whose last line was cut short loses that fact alone; a number that is another is found."""
     module, common = script("b_curves"), script("common")
@@ -162,6 +163,7 @@ def test_facts_are_dealt_in_turn(script: Any) -> None:
     assert all(country in prompt for country, prompt in zip(capitals["country"], capitals["prompt"], strict=True))
 
 
+@pytest.mark.slow
 def test_the_page_s_figures_are_the_tables(script: Any) -> None:
     """Every table stands on the page as the CSVs have it, all of their columns shown; prose has no decimals."""
     tables = script("tables")

@@ -60,6 +60,7 @@ def test_a_bare_prompt(folder: Path, model: Any, capsys: pytest.CaptureFixture[s
     assert f"-> {best.target_token!r} (the model's most probable next token)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "target", "against"),
     [
@@ -94,6 +95,7 @@ def test_several_targets_and_others(
         assert f"- log p({others}) = {expected.log_prob_diff:+.3f}" in text
 
 
+@pytest.mark.slow
 def test_facts_with_others(facts: Path, folder: Path, model: Any, capsys: pytest.CaptureFixture[str]) -> None:
     """Facts of several words against others: `evaluate` and `collect` report the difference as the functions do."""
     assert run("evaluate", facts, "--model", folder, "--ks", "2", "--rankings", "norm") == 0
@@ -200,6 +202,7 @@ def test_collect_says_what_it_wrote(
     assert capsys.readouterr().err == f"tl-subvalues: {len(pd.read_csv(out)):,} rows are written to {out}\n"
 
 
+@pytest.mark.slow
 def test_ctrl_c_says_what_is_kept(
     facts: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,6 +240,7 @@ def test_ctrl_c_in_a_trace(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ESCAPE = "\x1b[31mred\x1b]0;title\x07"
 
 
+@pytest.mark.slow
 def test_nothing_obeys_what_facts_hold(facts: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Escape sequences in a column's name, in --by values and in a file's name are shown, not sent."""
     facts = facts.rename(facts.with_name(f"{ESCAPE}.csv"))

@@ -86,6 +86,7 @@ def test_increases_of_heads_and_attention_neurons(trace: tlsv.Trace, unit: str, 
     assert sorted(ranking(trace).tolist(), reverse=True) == pytest.approx(ordered[by].tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
 def test_integrated_gradients_add_up(family: str, tokens: Tensor) -> None:
     """To the measure less its value with every FFN output at zero, the better the finer the steps; experts' too."""

@@ -219,6 +219,7 @@ def plain_rms(self: Any, x: Tensor) -> Tensor:
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_the_real_model_equals_the_fixture(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,6 +248,7 @@ def test_the_real_model_equals_the_fixture(dtype: torch.dtype, monkeypatch: pyte
                 assert neurons.attrs["score"] == pytest.approx(expected["score"], abs=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.real_model
 def test_the_gradient_predicts_ablation() -> None:
     """Rank correlation with zeroing each alone, positions that are no sinks: gradient high, frozen lower."""

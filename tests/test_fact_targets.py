@@ -126,6 +126,7 @@ def measures(log_probs: Tensor, number: int, against: bool) -> dict[str, float]:
     return {**found, "log_prob_diff": math.log(ours) - math.log(float(p[others].sum()))} if against else found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("against", [False, True])
 def test_evaluate_by_hand(against: bool, model: Any) -> None:
     """Means of the measure that was asked for, against neurons cut out of the weights one fact at a time."""
@@ -150,6 +151,7 @@ def test_evaluate_by_hand(against: bool, model: Any) -> None:
             assert row[f"{name}_high"] >= row[name] - 1e-9
 
 
+@pytest.mark.slow
 def test_all_rankings_of_a_difference(model: Any) -> None:
     """All but the one that ranks by a probability, which is refused by name and by function."""
     ours = {name for name, ranking in tlsv.RANKINGS.items() if ranking.of.unit == "ffn_neuron"}

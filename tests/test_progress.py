@@ -64,6 +64,7 @@ def test_a_sweep_has_its_name(trace: tlsv.Trace, capsys: pytest.CaptureFixture[s
     assert all(state.startswith("FFN neurons of 2 prompts: ") for state in shown)
 
 
+@pytest.mark.slow
 def test_long_runs_are_shown_to_who_watches(monkeypatch: pytest.MonkeyPatch) -> None:
     """`evaluate` and `collect` show a bar in a terminal or a notebook, none in a pipe, and as they are told."""
     model, facts = zoo.model("llama"), pd.DataFrame({"prompt": [[3, 4], [5, 6]], "target": [5, 6]})

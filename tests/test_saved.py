@@ -165,6 +165,7 @@ def test_total_effects_and_ablations_are_those_of_the_model(trace: tlsv.Trace, d
     assert document["ablations"][first] == pytest.approx(done["log_prob_before"] - done["log_prob_after"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_scores_by_head_add_up_with_the_others(trace: tlsv.Trace, document: dict[str, Any], path: Path) -> None:
     """The strongest by themselves, unchanged; the rest in one row, so that the sum stays."""
     opened = tlsv.open_trace(path)
