@@ -17,6 +17,17 @@ import tl_subvalues as tlsv
 DATA = Path(__file__).parent / "data"
 SEED = 0
 TOP = 50  # neurons of each ranking whose layers are counted
+# What the page compares: neurons that are ablated at every position.
+COMPARED = (
+    "log_prob_increase",
+    "prob_increase",
+    "coefficient",
+    "norm",
+    "coefficient_times_norm",
+    "direct_logit_attribution",
+    "gradient_times_activation",
+    "random",
+)
 
 
 def chosen_facts(per_kind: int) -> pd.DataFrame:
@@ -40,17 +51,17 @@ def markdown(table: pd.DataFrame, measure: str) -> str:
 
 def by_fact(model: object, facts: pd.DataFrame, record: str) -> pd.DataFrame:
     """One row for each fact, ranking and k: groups of one fact each, without the intervals that these cannot have."""
-    table = tlsv.evaluate(model, facts, by=["kind", "prompt", "target"], record=record)
+    table = tlsv.evaluate(model, facts, rankings=COMPARED, by=["kind", "prompt", "target"], record=record)
     return table.drop(columns=["n_facts", *table.filter(regex="_(low|high)$")]).round(5)
 
 
 def layer_shares(model: object, facts: pd.DataFrame) -> pd.DataFrame:
     """One row a ranking, one column a layer: the share of its top neurons that are there, mean over the facts."""
-    layers = {name: [] for name in tlsv.RANKINGS}
+    layers = {name: [] for name in COMPARED}
     for prompt, target in zip(facts["prompt"], facts["target"], strict=True):
         trace = tlsv.trace(model, prompt, target)
-        for name, ranking in tlsv.RANKINGS.items():
-            layers[name] += [int(label[1:].split("N")[0]) for label in ranking.top(trace, TOP)]
+        for name in COMPARED:
+            layers[name] += [int(label[1:].split("N")[0]) for label in tlsv.RANKINGS[name].top(trace, TOP)]
     shares = {name: pd.Series(found).value_counts(normalize=True) for name, found in layers.items()}
     table = pd.DataFrame(shares).reindex(range(model.cfg.n_layers), fill_value=0).fillna(0)
     return table.T.rename_axis("ranking").round(4)
@@ -62,8 +73,10 @@ def main() -> None:
     facts, model = chosen_facts(per_kind), tlsv.load_model()
     out = DATA / "evaluation.csv"
     record = f"{out}.record.jsonl"
-    table = tlsv.evaluate(model, facts, out=out, show_progress=True)
-    kinds = tlsv.evaluate(model, facts, by="kind", record=record, out=DATA / "evaluation_by_kind.csv")
+    table = tlsv.evaluate(model, facts, rankings=COMPARED, out=out, show_progress=True)
+    kinds = tlsv.evaluate(
+        model, facts, rankings=COMPARED, by="kind", record=record, out=DATA / "evaluation_by_kind.csv"
+    )
     by_fact(model, facts, record).to_csv(DATA / "evaluation_by_fact.csv", index=False, lineterminator="\n")
     layer_shares(model, facts).to_csv(DATA / "evaluation_layers.csv", lineterminator="\n")
     print(f"{len(facts)} facts, before: {table.iloc[0][['mrr_before', 'prob_before', 'log_prob_before']].to_dict()}")
