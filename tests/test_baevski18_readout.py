@@ -9,11 +9,12 @@ import pytest
 import torch
 from helpers import baevski18_reference as fairseq
 from helpers import zoo
+from helpers.bounds import both_bounds
 from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.baevski18 import adaptive
-from tl_subvalues.importance.bounds import site_bounds
+from tl_subvalues.numerics.distributions import distributions_of
 
 pytestmark = pytest.mark.bridge
 PROMPT = [2, 9, 33, 58, 12, 4]
@@ -147,20 +148,8 @@ def test_search_is_sweep_and_bounds_hold(target, tmp_path, read_in_blocks):
         trace = Model(tmp_path, shape).trace(target)
         for unit in ("ffn_neuron", "attn_neuron", "head", "sublayer"):
             candidates = trace.candidates(unit)
-            bounds = site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
             increase = candidates.evaluate(torch.arange(len(candidates)))
-            upper = torch.cat(
-                [
-                    site.upper(parts, parts.inner_products(site.gradient))
-                    for site, parts in zip(bounds, candidates.groups, strict=True)
-                ]
-            )
-            lower = torch.cat(
-                [
-                    site.lower(parts, parts.inner_products(site.gradient))
-                    for site, parts in zip(bounds, candidates.groups, strict=True)
-                ]
-            )
+            upper, lower = both_bounds(candidates)
             assert (increase <= upper + 1e-9).all()
             assert (increase >= lower - 1e-9).all()
 
@@ -173,8 +162,8 @@ def test_each_softmax_alone_is_another_increase(tmp_path):
     whole = tlsv.log_prob_increase(trace.readout, residuals[0], draw(40, 32), 30)
     for ratio in (head, band):
         alone = ratio.softmax.bs_value(draw(40, 32), ratio.over.ids[0])
-        p = ratio.softmax.logits(residuals[:1]).log_softmax(-1)
-        alone = alone - ratio.softmax.log_mean_exp(draw(40, 32), p, torch.zeros(40, dtype=torch.long))
+        under = distributions_of(ratio.softmax.logits(residuals[:1]))
+        alone = alone - ratio.softmax.log_mean_exp(draw(40, 32), under, torch.zeros(40, dtype=torch.long))
         assert (whole - alone).abs().max() > 0.1
 
 

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers import zoo
+from helpers.bounds import both_bounds
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -77,22 +78,11 @@ def test_bounds_hold_in_float64(family: str, scale: str, tokens: torch.Tensor) -
     model = zoo.model(family, dtype=torch.float64)
     trace = tlsv.trace(model, tokens, 5, scale=scale)
     for unit in ("ffn_neuron", "attn_neuron", "head_position", "head"):
-        for candidates, sites in prepared(trace, unit):
-            increase = candidates.evaluate(torch.arange(len(candidates)))
-            upper = torch.cat(
-                [s.upper(p, p.inner_products(s.gradient)) for s, p in zip(sites, candidates.groups, strict=True)]
-            )
-            lower = torch.cat(
-                [s.lower(p, p.inner_products(s.gradient)) for s, p in zip(sites, candidates.groups, strict=True)]
-            )
-            assert (increase <= upper + 1e-9).all()
-            assert (increase >= lower - 1e-9).all()
-
-
-def prepared(trace: tlsv.Trace, unit: str):
-    """Candidates and bounds of one kind of part, as a table prepares them."""
-    candidates = trace.candidates(unit)
-    yield candidates, site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
+        candidates = trace.candidates(unit)
+        increase = candidates.evaluate(torch.arange(len(candidates)))
+        upper, lower = both_bounds(candidates)
+        assert (increase <= upper + 1e-9).all()
+        assert (increase >= lower - 1e-9).all()
 
 
 def test_bounds_are_near_where_a_vector_divides_the_words() -> None:
@@ -107,8 +97,8 @@ def test_bounds_are_near_where_a_vector_divides_the_words() -> None:
     parts = WholeSubvalues(torch.nn.functional.one_hot(torch.ones(5, dtype=torch.long), 32) * t[:, None])
     (bounds,) = site_bounds(read(readout, Target((0,)), torch.zeros(1, 32, dtype=torch.float64)), [0], both_sides=True)
     increase = t - (60 / 61 * t.cosh() + 1 / 61).log()
-    products = parts.inner_products(bounds.gradient)
-    upper, lower = bounds.upper(parts, products), bounds.lower(parts, products)
+    products, lengths = parts.inner_products(bounds.gradient), parts.longest()
+    upper, lower = bounds.upper(parts, products, lengths), bounds.lower(parts, products, lengths)
     assert (increase <= upper).all()
     assert (increase >= lower).all()
     # Of K = t²/2 at these t, Jensen's bound leaves out all and the lower ones at most two fifths; 2e-6 is slack.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from tl_subvalues.numerics.distributions import Distributions, distributions_of
 from tl_subvalues.numerics.softmax import VECTOR_BLOCK, VOCAB_BLOCK, Columns, Softmax
 
 pytestmark = pytest.mark.any_release
@@ -23,48 +24,55 @@ def weights(request: pytest.FixtureRequest) -> tuple[torch.Tensor, ...]:
     return (W if request.param == "rows" else W.T.contiguous().T,)
 
 
-def made(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[Softmax, torch.Tensor]:
+def made(weights: tuple[torch.Tensor, ...], dtype: torch.dtype) -> tuple[Softmax, Distributions]:
     """The softmax, and distributions at five sites."""
     columns = Columns(tuple(W.to(dtype) for W in weights))
     softmax = Softmax(columns, factor=1.5, soft_cap=None, dtype=dtype, device=torch.device("cpu"))
-    return softmax, (3 * draw(SITES, CLASSES, seed=1)).log_softmax(-1).to(dtype)
+    return softmax, distributions_of(scores().to(dtype))
+
+
+def scores() -> torch.Tensor:
+    """Logits at five sites."""
+    return 3 * draw(SITES, CLASSES, seed=1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_a_vectors_bits_do_not_depend_on_its_company(weights, dtype):
     """Alone, among vectors of its own site, among those of all sites, first or last: the same bits."""
-    softmax, log_p = made(weights, dtype)
+    softmax, under = made(weights, dtype)
     n = 2 * VECTOR_BLOCK + 11
     lin, site = 0.3 * draw(n, WIDTH, seed=2).to(dtype), torch.arange(n) % SITES
-    together = softmax.log_mean_exp(lin, log_p, site)
+    together = softmax.log_mean_exp(lin, under, site)
     assert len(together.unique()) == n
     by_site = torch.argsort(site, stable=True)
-    assert torch.equal(softmax.log_mean_exp(lin[by_site], log_p, site[by_site]), together[by_site])
+    assert torch.equal(softmax.log_mean_exp(lin[by_site], under, site[by_site]), together[by_site])
     backwards = torch.arange(n - 1, -1, -1)
-    assert torch.equal(softmax.log_mean_exp(lin[backwards], log_p, site[backwards]), together[backwards])
+    assert torch.equal(softmax.log_mean_exp(lin[backwards], under, site[backwards]), together[backwards])
     for s in range(SITES):
         mine = site == s
-        assert torch.equal(softmax.log_mean_exp(lin[mine], log_p, site[mine]), together[mine])
+        assert torch.equal(softmax.log_mean_exp(lin[mine], under, site[mine]), together[mine])
     assert torch.equal(
-        softmax.log_mean_exp(lin[: 2 * VECTOR_BLOCK].T.contiguous().T, log_p, site[: 2 * VECTOR_BLOCK]),
+        softmax.log_mean_exp(lin[: 2 * VECTOR_BLOCK].T.contiguous().T, under, site[: 2 * VECTOR_BLOCK]),
         together[: 2 * VECTOR_BLOCK],
     )
-    extreme = log_p.clone()
-    extreme[3, 5] = -100.0  # of another site: what it does to that site's vectors is none of the others' business
+    logits = scores().to(dtype)
+    logits[3, 5] = -110.0  # of another site: what it does to that site's vectors is none of the others' business
+    extreme = distributions_of(logits)
+    assert extreme.vanishes(torch.arange(SITES)).tolist() == [False, False, False, True, False]
     others = site != 3
     assert torch.equal(softmax.log_mean_exp(lin, extreme, site)[others], together[others])
     for i in (0, 7, VECTOR_BLOCK, n - 1):
-        assert torch.equal(softmax.log_mean_exp(lin[i : i + 1], log_p, site[i : i + 1]), together[i : i + 1])
+        assert torch.equal(softmax.log_mean_exp(lin[i : i + 1], under, site[i : i + 1]), together[i : i + 1])
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 2e-6), (torch.float64, 1e-13)], ids=str)
 @pytest.mark.parametrize("length", [1e-3, 0.3, 10.0])
 def test_log_mean_exp_is_what_plain_float64_says(weights, dtype, tolerance, length):
     """Each vector under its own site's distribution, small increases to their last digits, and large ones."""
-    softmax, log_p = made(weights, dtype)
+    softmax, under = made(weights, dtype)
     lin, site = length * draw(VECTOR_BLOCK + 3, WIDTH, seed=3), torch.arange(VECTOR_BLOCK + 3) % SITES
     z = lin @ torch.cat(weights, 1) * 1.5 + (3 * draw(SITES, CLASSES, seed=1)).log_softmax(-1)[site]
-    found = softmax.log_mean_exp(lin.to(dtype), log_p, site).double()
+    found = softmax.log_mean_exp(lin.to(dtype), under, site).double()
     assert float((found - z.logsumexp(-1)).abs().max() / z.logsumexp(-1).abs().max()) < tolerance
 
 

@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 import torch
 from helpers import zoo
+from helpers.bounds import both_bounds
 from helpers.brute_force import BruteForce
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
 import tl_subvalues as tlsv
-from tl_subvalues.importance.bounds import site_bounds
 
 # As for single words (test_families.py): 2e-5 nats was the most that was seen, on increases of 117 nats.
 TOLERANCE = 1e-4
@@ -150,19 +150,7 @@ def test_bounds_hold_in_float64(family: str, scale: Any, tokens: Tensor) -> None
         for unit in ("ffn_neuron", "attn_neuron", "head"):
             candidates = trace.candidates(unit)
             increase = candidates.evaluate(torch.arange(len(candidates)))
-            bounds = site_bounds(trace.reading, candidates.parts.numbers, both_sides=True)
-            upper = torch.cat(
-                [
-                    at.upper(parts, parts.inner_products(at.gradient))
-                    for at, parts in zip(bounds, candidates.groups, strict=True)
-                ]
-            )
-            lower = torch.cat(
-                [
-                    at.lower(parts, parts.inner_products(at.gradient))
-                    for at, parts in zip(bounds, candidates.groups, strict=True)
-                ]
-            )
+            upper, lower = both_bounds(candidates)
             assert (increase <= upper + 1e-9).all()
             assert (increase >= lower - 1e-9).all()
             assert not (increase >= upper - 1e-6).all()

@@ -25,7 +25,7 @@ from tl_subvalues.numerics.norms import Passage
 from tl_subvalues.numerics.numbering import Numbering
 
 # Rows of weights converted at a time: 2,048 rows of 4,096 numbers are 32 MB.
-_ROWS = 2048
+ROWS = 2048
 # Source positions of a head made at a time.
 _SOURCES = 32
 
@@ -106,12 +106,15 @@ class NeuronSubvalues:
     def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
         """<covector, v> for every part: one product with the directions, however many source positions there are."""
         pulled_back = self.passage.transposed(covector, self.scale)
-        products = torch.cat([rows.to(pulled_back) @ pulled_back for rows in self.directions.split(_ROWS)])
-        return (self.coefficients.view(-1, len(products)) * products).flatten()
+        return self.times_each(torch.cat([rows.to(pulled_back) @ pulled_back for rows in self.directions.split(ROWS)]))
+
+    def times_each(self, of_directions: Float[Tensor, " direction"]) -> Float[Tensor, " all"]:
+        """Every part's coefficient times the number that its direction has."""
+        return (self.coefficients.view(-1, len(of_directions)) * of_directions).flatten()
 
     def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
         """‖linear(v)‖ for every part, from the norms of the directions."""
-        blocks = self.directions.split(_ROWS)
+        blocks = self.directions.split(ROWS)
         each = [linear(self.passage.carry(rows.to(self.coefficients), self.scale)).norm(dim=-1) for rows in blocks]
         norms = torch.cat(each)
         return (self.coefficients.abs().view(-1, len(norms)) * norms).flatten()
@@ -193,7 +196,7 @@ class HeadPositionSubvalues:
 
     def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
         """‖linear(v)‖ for every part, the parts made in blocks."""
-        blocks = torch.arange(len(self), device=self.weighted.device).split(_ROWS)
+        blocks = torch.arange(len(self), device=self.weighted.device).split(ROWS)
         return torch.cat([linear(self.vectors(index)).norm(dim=-1) for index in blocks])
 
     def longest(self) -> Float[Tensor, " all"]:

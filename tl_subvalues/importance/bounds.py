@@ -74,18 +74,28 @@ class SiteBounds:
         None  # of each of the measure's log-ratios; None unless lower bounds are wanted
     )
 
-    def upper(self, parts: Subvalues, products: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
-        """An upper bound on the increase of every part; `products` are their inner products with the gradient."""
-        jensen, _ = self._jensen(parts, products)
-        return jensen + self._slack(parts)
+    def upper(
+        self, parts: Subvalues, products: Float[Tensor, " all"], lengths: Float[Tensor, " all"]
+    ) -> Float[Tensor, " all"]:
+        """An upper bound on the increase of every part.
 
-    def lower(self, parts: Subvalues, products: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
-        """A lower bound on the increase of every part; `products` are their inner products with the gradient."""
+        Args:
+            parts: the parts.
+            products: their inner products with the gradient.
+            lengths: at least their lengths.
+        """
+        jensen, _ = self._jensen(parts, products)
+        return jensen + self._slack(lengths)
+
+    def lower(
+        self, parts: Subvalues, products: Float[Tensor, " all"], lengths: Float[Tensor, " all"]
+    ) -> Float[Tensor, " all"]:
+        """A lower bound on the increase of every part; arguments as `upper`."""
         assert self.spreads is not None
         bound, r_minus_1 = self._jensen(parts, products)
         for spread in self.spreads:
             bound = bound - self._gap(parts, spread, r_minus_1)
-        return bound - self._slack(parts)
+        return bound - self._slack(lengths)
 
     def _gap(self, parts: Subvalues, spread: Spread, r_minus_1: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
         """How far one log-ratio may leave an increase below Jensen's bound."""
@@ -126,10 +136,9 @@ class SiteBounds:
         s_new = (s.pow(2) + growth / len(self.residual)).clamp(min=1e-30).sqrt()
         return -growth / len(self.residual) / (s_new * (s + s_new))
 
-    def _slack(self, parts: Subvalues) -> Float[Tensor, " all"]:
+    def _slack(self, lengths: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
         # Recomputed increases are differences of two whole log-probs, so the error grows with x as well. In float32,
         # errors up to 4e-4 nats were seen there; in float64 no increase was above its bound.
-        lengths = parts.longest()
         read = lengths if self.readout.frozen else lengths + self.residual.norm()
         return 1e-6 + self.rounding * read
 
@@ -157,11 +166,12 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
         gradient = gradient + pulled_back((columns if single else 0.0) - expected)
         over = torch.stack([pulled_back(column.expand_as(expected)) for column in columns], 1)  # [site, word, d_model]
         if not single:
-            for site, (own, log_q) in enumerate(zip(over, one.log_over[chosen], strict=True)):
+            log_over = one.over.log_p(torch.tensor(chosen, device=over.device), slice(None))
+            for site, (own, log_q) in enumerate(zip(over, log_over, strict=True)):
                 words[site].append(WordColumns(own, log_q))
-        sizes = sizes + over.norm(dim=-1).amax(-1) + _length_below(one, readout, scale, chosen)
+        sizes = sizes + over.norm(dim=-1).amax(-1) + _length_below(one, scale, chosen)
         if both_sides:
-            widest, variance = softmax.column_spread(one.log_under[chosen], expected)
+            widest, variance = softmax.column_spread(one.under.p[chosen], expected)
             for site, (r, v) in enumerate(zip(widest.tolist(), variance.tolist(), strict=True)):
                 spreads[site].append(Spread(softmax, r, v))
     # Dot products of d numbers err by at most some eps sqrt(d) times the lengths multiplied: 0.2 of that was the most
@@ -182,6 +192,6 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
     ]
 
 
-def _length_below(one: RatioAt, readout: Readout, scale: Tensor, chosen: list[int]) -> Float[Tensor, " site"]:
+def _length_below(one: RatioAt, scale: Tensor, chosen: list[int]) -> Float[Tensor, " site"]:
     """Root of E ‖N^T u‖² below a log-ratio's line: how long the covectors are that rounding acts on."""
-    return one.mean_squares(readout.gain)[chosen].sqrt() / scale[:, 0]
+    return one.mean_squares[chosen].sqrt() / scale[:, 0]

@@ -1,5 +1,6 @@
 """Subvalues to be ranked, and what a ranking of them is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -10,7 +11,7 @@ from torch import Tensor
 from tl_subvalues.decomposition.run import UnitParts
 from tl_subvalues.decomposition.subvalues import Subvalues
 from tl_subvalues.numerics.numbering import Numbering
-from tl_subvalues.readout.reading import Reading
+from tl_subvalues.readout.reading import Reading, increases_together
 from tl_subvalues.readout.targets import prob_increase_of
 
 
@@ -77,15 +78,33 @@ class Candidates:
 
     def evaluate(self, number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Exact increases of the chosen parts; makes no more than the chosen vectors."""
-        residuals = self.reading.residuals
-        if not len(number):
-            return torch.zeros(0, dtype=residuals.dtype)
+        return evaluate_together([(self, number)])[0]
+
+    def vectors(
+        self, number: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"], Float[Tensor, "n d_model"]]:
+        """The chosen parts, sublayer by sublayer: which of `number` each is, the reading's site, and the vector."""
+        device = self.reading.residuals.device
         group, index = self.numbering.locate(number)
         order = torch.argsort(group, stable=True)
-        device = residuals.device
-        made = [
-            self.groups[int(g)].vectors(index[order][group[order] == g].to(device)) for g in group.unique(sorted=True)
-        ]
-        site = torch.tensor(self.parts.numbers)[group[order]].to(device)
-        scores = self.reading.increases(site, torch.cat(made)).cpu()
-        return torch.empty_like(scores).index_copy_(0, order, scores)
+        group, index = group[order], index[order].to(device)
+        numbers, counts = group.unique_consecutive(return_counts=True)
+        each = zip(numbers.tolist(), index.split(counts.tolist()), strict=True)
+        made = [self.groups[g].vectors(own) for g, own in each]
+        site = torch.tensor(self.parts.numbers)[group].to(device)
+        return order, site, torch.cat(made) if made else self.reading.residuals[:0]
+
+
+def evaluate_together(
+    chosen: Sequence[tuple[Candidates, Int[Tensor, " _"]]],
+) -> list[Float[Tensor, " _"]]:
+    """Exact increases of chosen parts of several runs of one model: `Candidates.evaluate` of each, to the bit."""
+    made = [candidates.vectors(number) for candidates, number in chosen]
+    added = [
+        (candidates.reading, site, vectors) for (candidates, _), (_, site, vectors) in zip(chosen, made, strict=True)
+    ]
+    results = []
+    for (order, _, _), scores in zip(made, increases_together(added), strict=True):
+        here = scores.cpu()
+        results.append(torch.empty_like(here).index_copy_(0, order, here))
+    return results

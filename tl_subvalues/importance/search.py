@@ -5,15 +5,17 @@ every bound that is left: what comes out is the exact top k, ties included, and 
 """
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.decomposition.together import inner_products_together, longest_together
 from tl_subvalues.importance.bounds import site_bounds
 from tl_subvalues.importance.candidates import Candidates, Certificate, Ranked
-from tl_subvalues.labels import NAMES
+from tl_subvalues.labels import NAMES, Unit
 from tl_subvalues.progress import bar, search_line
 
 # Subvalues made at a time: 1,280 vectors of 4,096 numbers are 20 MB. With the one that rides along in an evaluation
@@ -30,11 +32,16 @@ def rank(candidates: Candidates, *, top: Any = None, largest: bool = True, show_
         ValueError: if `top` is not a positive number.
     """
     top = require_top(top)
-    if top is None or top >= len(candidates) or candidates.reading.direct:
-        return sweep(candidates, top, largest, show_progress)
-    if candidates.reading.no_bound:
-        return sweep(candidates, top, largest, show_progress, candidates.reading.no_bound)
-    return search(candidates, top, largest, show_progress)
+    if top is not None and is_searched(candidates, top):
+        return search(candidates, top, largest, show_progress)
+    asked = top is not None and top < len(candidates) and not candidates.reading.direct
+    return sweep(candidates, top, largest, show_progress, candidates.reading.no_bound if asked else None)
+
+
+def is_searched(candidates: Candidates, top: int | None) -> bool:
+    """Whether the top is found by a search: of some only, by bounds that hold and cost less than evaluations."""
+    fewer = top is not None and top < len(candidates)
+    return fewer and not candidates.reading.direct and candidates.reading.no_bound is None
 
 
 def require_top(top: Any) -> int | None:
@@ -78,39 +85,88 @@ def ranked_by(
 
 def search(candidates: Candidates, top: int, largest: bool, show_progress: bool) -> Ranked:
     """Candidates evaluated in the order of their bounds, until the k-th value found is beyond all bounds left."""
-    bounds = site_bounds(candidates.reading, candidates.parts.numbers, both_sides=not largest)
-    total, sign = len(candidates), 1.0 if largest else -1.0
-    promise = candidates.reading.residuals.new_empty(total, device="cpu")
-    for i, (at, parts) in enumerate(zip(bounds, candidates.groups, strict=True)):
-        products = parts.inner_products(at.gradient)
-        candidates.parts.check_sum(i, at.gradient, products)
-        bound = at.upper(parts, products) if largest else at.lower(parts, products)
-        group = torch.full((len(bound),), i)
-        promise[candidates.numbering.span(i)] = sign * candidates.score(bound.cpu(), group)
     # Vectors are evaluated in blocks of so many, the last one padded: whole ones cost nothing more. One of each
     # evaluation is not a candidate (`Reading.increases`).
     block = candidates.reading.readout.block_sizes[0]
-    step = -(-(top + 1) // block) * block - 1
-    found, order = promise.new_zeros(0), torch.zeros(0, dtype=torch.long)
-    increase = found
-    ahead = _by_promise(promise, 4 * step)  # a window of what comes next; the whole order would be twice the bounds
-    with search_line(NAMES[candidates.parts.unit], total, show=show_progress) as evaluated:
-        while True:
-            order = torch.cat([order, ahead[:step]])
-            new = candidates.evaluate(ahead[:step])
-            increase = torch.cat([increase, new])
-            found = torch.cat([found, sign * candidates.score(new, candidates.numbering.locate(ahead[:step])[0])])
-            ahead = ahead[step:]
-            evaluated(len(order))
-            if len(order) < total and not len(ahead):
-                promise[order] = -torch.inf
-                ahead = _by_promise(promise, min(total - len(order), 4 * len(order)))
-            # Strictly above: a part that ties with the k-th must have been seen, for ties go by order of computation.
-            if not len(ahead) or torch.topk(found, top).values[-1] > promise[ahead[0]]:
-                break
-            step = block * max(1, step // block // 2) - 1
-    left = float(sign * promise[ahead[0]]) if len(ahead) else None
-    return _ranked(candidates, order, increase, top, largest, "bound", left, None)
+    first = -(-(top + 1) // block) * block - 1
+    steps = Search(candidates, promises([candidates], largest)[0], top, largest, first, block)
+    with search_line(NAMES[candidates.parts.unit], len(candidates), show=show_progress) as evaluated:
+        while len(steps.next):
+            steps.add(candidates.evaluate(steps.next))
+            evaluated(len(steps.order))
+    return steps.ranked()
+
+
+class Search:
+    """One search, step by step: what is `next` to be evaluated, in the order of what it promises, until none need be.
+
+    Args:
+        candidates: what is searched.
+        promise: what the score of each is at most (where the lowest are wanted: minus the score).
+        top: how many are wanted.
+        largest: whether the highest are.
+        first: how many are evaluated at first.
+        block: later steps are of whole blocks of so many, less one.
+    """
+
+    def __init__(
+        self, candidates: Candidates, promise: Float[Tensor, " all"], top: int, largest: bool, first: int, block: int
+    ) -> None:
+        self._candidates, self._promise, self._top, self._largest = candidates, promise, top, largest
+        self._sign = 1.0 if largest else -1.0
+        self._block, self._step = block, first
+        self._found, self._increase = promise.new_zeros(0), promise.new_zeros(0)
+        self.order = torch.zeros(0, dtype=torch.long)
+        # A window of what comes next; the whole order would be twice the bounds.
+        self._ahead = _by_promise(promise, 4 * first)
+        self.next = self._ahead[:first]
+
+    def add(self, increase: Float[Tensor, " n"]) -> None:
+        """The increases of what was `next`."""
+        new, self._ahead = self.next, self._ahead[len(self.next) :]
+        self.order = torch.cat([self.order, new])
+        self._increase = torch.cat([self._increase, increase])
+        score = self._candidates.score(increase, self._candidates.numbering.locate(new)[0])
+        self._found = torch.cat([self._found, self._sign * score])
+        total = len(self._candidates)
+        if len(self.order) < total and not len(self._ahead):
+            self._promise[self.order] = -torch.inf
+            self._ahead = _by_promise(self._promise, min(total - len(self.order), 4 * len(self.order)))
+        self._step = self._block * max(1, self._step // self._block // 2) - 1
+        # Strictly above: a part that ties with the k-th must have been seen, for ties go by order of computation.
+        done = not len(self._ahead) or torch.topk(self._found, self._top).values[-1] > self._promise[self._ahead[0]]
+        self.next = self._ahead[:0] if done else self._ahead[: self._step]
+
+    def ranked(self) -> Ranked:
+        """The top of what was evaluated, once nothing is next."""
+        left = float(self._sign * self._promise[self._ahead[0]]) if len(self._ahead) else None
+        top, largest = self._top, self._largest
+        return _ranked(self._candidates, self.order, self._increase, top, largest, "bound", left, None)
+
+
+def promises(many: Sequence[Candidates], largest: bool) -> list[Float[Tensor, " _"]]:
+    """What every candidate's score is at most, in several runs of one model (not largest: minus what it is at least).
+
+    Raises:
+        ValueError: if the parts of a run no longer add up to what its sublayers added.
+    """
+    bounds = [site_bounds(one.reading, one.parts.numbers, both_sides=not largest) for one in many]
+    found = [one.reading.residuals.new_empty(len(one), device="cpu") for one in many]
+    same: dict[tuple[Unit, int], list[tuple[int, int]]] = {}
+    for run, one in enumerate(many):
+        for number, site in enumerate(one.parts.numbers):
+            same.setdefault((one.parts.unit, site), []).append((run, number))
+    for places in same.values():
+        groups = [many[run].groups[number] for run, number in places]
+        sites = [bounds[run][number] for run, number in places]
+        products, lengths = inner_products_together(groups, [at.gradient for at in sites]), longest_together(groups)
+        for (run, number), at, parts, product, length in zip(places, sites, groups, products, lengths, strict=True):
+            one = many[run]
+            one.parts.check_sum(number, at.gradient, product)
+            bound = (at.upper if largest else at.lower)(parts, product, length).cpu()
+            score = one.score(bound, torch.full((len(bound),), number))
+            found[run][one.numbering.span(number)] = score if largest else -score
+    return found
 
 
 def _by_promise(promise: Float[Tensor, " all"], n: int) -> Int[Tensor, " n"]:

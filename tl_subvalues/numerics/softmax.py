@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.numerics.blocks import padded
+from tl_subvalues.numerics.distributions import Distributions
 
 # Vectors and words of one block on a CPU: its logits take 1 MB, which fits a core's cache. A matrix product may sum in
 # another order when it has another number of rows, so a block always has VECTOR_BLOCK rows, filled up with zeros: a
@@ -27,9 +28,6 @@ VOCAB_BLOCK = 2048
 PANEL = 32768
 # On an accelerator: a block of logits takes 128 MB.
 ACCELERATOR_BLOCKS = (2048, 16384)
-# exp() of a smaller log-probability is 0 or loses digits in float32, and a large bs-value could still make the word
-# count.
-_SMALLEST_LOG_P = -85.0
 # Sums of exp() outside this range are computed again around their maximum.
 _SAFE_SUM = (1e-30, 1e30)
 
@@ -166,18 +164,18 @@ class Softmax:
         return -self._log_sum_exp(rows, block)[: len(over)]
 
     def log_mean_exp(
-        self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
+        self, lin: Float[Tensor, "n d_model"], under: Distributions, site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """log Σ_t p_t exp(bs_t); vector i under the distribution log_p[site[i]]. Without a soft cap only.
+        """log Σ_t p_t exp(bs_t); vector i under the distribution of site[i]. Without a soft cap only.
 
         A vector's bits are its own: no other vector, and no other vector's site, bears on them.
         """
         lin, result = lin * self.factor, torch.zeros(len(lin), dtype=lin.dtype, device=lin.device)
         # log1p Σ p (e^bs − 1): small increases keep their digits, which log Σ e^(log p + bs) loses to rounding.
-        doubtful = _vanishes(log_p)[site]
+        doubtful = under.vanishes(site)
         plain = torch.nonzero(~doubtful).flatten()
         if len(plain):
-            total = self._mean_growth(lin[plain], log_p, site[plain])
+            total = self._mean_growth(lin[plain], under.p, site[plain])
             result[plain] = total.log1p().to(lin.dtype)
             doubtful[plain] = ~((total > -0.5) & (total < _SAFE_SUM[1]))
         again = torch.nonzero(doubtful).flatten()
@@ -185,18 +183,18 @@ class Softmax:
             sites = padded(site[again], self.block_sizes[0])
 
             def block(rows: Tensor, W: Tensor, words: slice, at: slice) -> Tensor:
-                return (rows @ W).add_(log_p[:, words][sites[at]])
+                return (rows @ W).add_(under.log_p(sites[at], words))
 
             result[again] = self._log_sum_exp(self._rows(lin[again]), block)[: len(again)]
         return result
 
     def _mean_growth(
-        self, lin: Float[Tensor, "n d_model"], log_p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
+        self, lin: Float[Tensor, "n d_model"], p: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """Σ_t p_t (exp(bs_t) − 1) in float64, each vector's sum taken alone under its own site's distribution."""
         n, size = len(lin), self.block_sizes[0]
         rows, site = self._rows(lin), padded(site, size)
-        p, total = log_p.exp(), torch.zeros(len(rows), dtype=torch.float64, device=lin.device)
+        total = torch.zeros(len(rows), dtype=torch.float64, device=lin.device)
         spans = [slice(start, start + size) for start in range(0, len(rows), size)]
         sites = [site[at] if (site[at] != site[at.start]).any() else site[at][:1] for at in spans]
         for words, W in self.blocks():
@@ -209,23 +207,23 @@ class Softmax:
         self,
         lin: Float[Tensor, "n d_model"],
         multiples: Float[Tensor, "j n"],
-        log_p: Float[Tensor, "site classes"],
+        under: Distributions,
         site: Int[Tensor, " j"],
     ) -> Float[Tensor, "j n"]:
-        """`log_mean_exp` of multiples[j, i] * lin[i] under log_p[site[j]]: one product with the classes for all j.
+        """`log_mean_exp` of multiples[j, i] * lin[i] at site[j]: one product with the classes for all j.
 
         NaN where the sum is not to be trusted (see `log_mean_exp`). Without a soft cap only.
         """
         size, n = self.block_sizes[0], len(lin)
         lin, multiples = self._rows(lin * self.factor), padded(multiples.T.contiguous(), size).T
-        p, total = log_p.exp(), torch.zeros(multiples.shape, dtype=torch.float64, device=lin.device)
+        total = torch.zeros(multiples.shape, dtype=torch.float64, device=lin.device)
         for words, W in self.blocks():
             for start in range(0, len(lin), size):
                 at = slice(start, start + size)
                 bs = lin[at] @ W
                 for j, row in enumerate(site.tolist()):
-                    total[j, at] += (bs * multiples[j, at, None]).expm1_() @ p[row, words]
-        trusted = (total > -0.5) & (total < _SAFE_SUM[1]) & ~_vanishes(log_p)[site, None]
+                    total[j, at] += (bs * multiples[j, at, None]).expm1_() @ under.p[row, words]
+        trusted = (total > -0.5) & (total < _SAFE_SUM[1]) & ~under.vanishes(site)[:, None]
         return total.log1p().masked_fill(~trusted, torch.nan).to(lin.dtype)[:, :n]
 
     # Columns are in their own space; `inside` leads vectors there, `pulled_back` covectors from there.
@@ -238,30 +236,30 @@ class Softmax:
         """Some classes' readout columns."""
         return torch.stack([self.column(index) for index in ids])
 
-    def mean_columns(self, log_p: Float[Tensor, "site classes"]) -> Float[Tensor, "site width"]:
+    def mean_columns(self, p: Float[Tensor, "site classes"]) -> Float[Tensor, "site width"]:
         """Σ_t p_t u_t, the expected readout column under each distribution, blocks added up in float64."""
         width = self._columns.matrices[0].shape[0]
-        total = torch.zeros(len(log_p), width, dtype=torch.float64, device=self._device)
+        total = torch.zeros(len(p), width, dtype=torch.float64, device=self._device)
         for words, W in self.blocks():
-            total += log_p[:, words].exp() @ W.T
+            total += p[:, words] @ W.T
         return total.to(self._dtype) * self.factor
 
     def mean_squares(
-        self, log_p: Float[Tensor, "site classes"], weights: Float[Tensor, " d_model"] | None
+        self, p: Float[Tensor, "site classes"], weights: Float[Tensor, " d_model"] | None
     ) -> Float[Tensor, " site"]:
         """E_p ‖w ∘ u_t‖² under each distribution, in the residual stream's space; where columns are not, a bound."""
-        into, total = self._columns.into, torch.zeros(len(log_p), dtype=torch.float64, device=self._device)
+        into, total = self._columns.into, torch.zeros(len(p), dtype=torch.float64, device=self._device)
         squares = None if weights is None or into is not None else weights.pow(2)
         for words, W in self.blocks():
             each = W.pow(2).sum(0) if squares is None else squares @ W.pow(2)
-            total += log_p[:, words].exp().double() @ each.double()
+            total += p[:, words] @ each
         if into is not None:
             into = self._cast(into)
             total *= float((into if weights is None else into * weights[:, None]).norm()) ** 2
         return total.to(self._dtype) * self.factor**2
 
     def column_spread(
-        self, log_p: Float[Tensor, "site classes"], mean: Float[Tensor, "site width"]
+        self, p: Float[Tensor, "site classes"], mean: Float[Tensor, "site width"]
     ) -> tuple[Float[Tensor, " site"], Float[Tensor, " site"]]:
         """How far columns lie from their mean under each distribution: max_t ‖u_t − ū‖, and E_p ‖u_t − ū‖².
 
@@ -275,7 +273,7 @@ class Softmax:
             columns = W * self.factor - shared[:, None]
             squared = columns.pow(2).sum(0) - 2 * off @ columns + off.pow(2).sum(-1, keepdim=True)
             widest = torch.maximum(widest, squared.amax(-1))
-            variance += (log_p[:, words].exp() * squared.clamp(min=0)).sum(-1)
+            variance += (p[:, words] * squared.clamp(min=0)).sum(-1)
         return widest.clamp(min=0).sqrt(), variance
 
     def inside(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest width"]:
@@ -414,11 +412,6 @@ class ClosedSoftmax(Softmax):
 def log_softmax(logits: Float[Tensor, "*rest classes"]) -> Float[Tensor, "*rest classes"]:
     """The log-softmax, its sum taken in float64: in float32, the probabilities of 262,144 words add up to 1 ± 8e-5."""
     return (logits - logits.double().logsumexp(-1, keepdim=True)).to(logits)
-
-
-def _vanishes(log_p: Float[Tensor, "site classes"]) -> Bool[Tensor, " site"]:
-    """Whether some class all but vanishes from a distribution, of which it is a part (its log p is not −∞)."""
-    return ((log_p < _SMALLEST_LOG_P) & (log_p > -torch.inf)).any(-1)
 
 
 def _left_out(logits: Float[Tensor, "n classes"], words: slice, without: Sequence[int]) -> Float[Tensor, "n classes"]:

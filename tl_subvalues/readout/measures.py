@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.numerics.softmax import Softmax, log_softmax
+from tl_subvalues.numerics.distributions import Distributions, distributions_of
+from tl_subvalues.numerics.softmax import Softmax
 
 
 @runtime_checkable
@@ -37,31 +38,25 @@ class Classes(Protocol):
         """Whether they are read by their own columns, without the rest of the vocabulary."""
         ...
 
-    def log_q(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, "site _"]:
-        """The distribution over them, from the softmax's logits."""
-        ...
-
-    def log_sum(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, " site"]:
-        """log Σ exp z over them, in float64."""
+    def distributions(self, logits: Float[Tensor, "site classes"]) -> Distributions:
+        """The distribution over them at every site, from the softmax's logits, which may be taken for it."""
         ...
 
     def log_mean_exp(
-        self, lin: Float[Tensor, "n d_model"], log_q: Float[Tensor, "site _"], site: Int[Tensor, " n"]
+        self, lin: Float[Tensor, "n d_model"], q: Distributions, site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
-        """log E exp bs of vectors through the linear part of the norm, vector i under log_q[site[i]]."""
+        """log E exp bs of vectors through the linear part of the norm, vector i under the distribution of site[i]."""
         ...
 
     def columns(self) -> Float[Tensor, "class width"]:
         """The readout column of each, where they are few."""
         ...
 
-    def mean_columns(self, log_q: Float[Tensor, "site _"]) -> Float[Tensor, "site width"]:
+    def mean_columns(self, q: Distributions) -> Float[Tensor, "site width"]:
         """Their expected readout column at every site."""
         ...
 
-    def mean_squares(
-        self, log_q: Float[Tensor, "site _"], weights: Float[Tensor, " d_model"] | None
-    ) -> Float[Tensor, " site"]:
+    def mean_squares(self, q: Distributions, weights: Float[Tensor, " d_model"] | None) -> Float[Tensor, " site"]:
         """E ‖w ∘ u‖² over them, of their columns u in the residual stream's space."""
         ...
 
@@ -86,37 +81,31 @@ class Some:
         """Yes, where the softmax shows its columns."""
         return self.softmax.has_columns
 
-    def log_q(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, "site _"]:
+    def distributions(self, logits: Float[Tensor, "site classes"]) -> Distributions:
         """The distribution over them."""
-        return logits[:, list(self.ids)].double().log_softmax(-1)
-
-    def log_sum(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, " site"]:
-        """log Σ exp z over them."""
-        return logits[:, list(self.ids)].double().logsumexp(-1)
+        return distributions_of(logits[:, list(self.ids)].double())
 
     def log_mean_exp(
-        self, lin: Float[Tensor, "n d_model"], log_q: Float[Tensor, "site _"], site: Int[Tensor, " n"]
+        self, lin: Float[Tensor, "n d_model"], q: Distributions, site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """log E exp bs; of a single class, its bs-value."""
         bs = torch.stack([self.softmax.bs_value(lin, index) for index in self.ids], -1)
-        return bs[:, 0] if len(self.ids) == 1 else (bs + log_q[site]).logsumexp(-1)
+        return bs[:, 0] if len(self.ids) == 1 else (bs + q.log_p(site, slice(None))).logsumexp(-1)
 
     def columns(self) -> Float[Tensor, "class width"]:
         """The readout column of each."""
         return self.softmax.columns(self.ids)
 
-    def mean_columns(self, log_q: Float[Tensor, "site _"]) -> Float[Tensor, "site width"]:
+    def mean_columns(self, q: Distributions) -> Float[Tensor, "site width"]:
         """The mean of their columns."""
         columns = self.columns()
-        return log_q.exp().to(columns) @ columns
+        return q.p.to(columns) @ columns
 
-    def mean_squares(
-        self, log_q: Float[Tensor, "site _"], weights: Float[Tensor, " d_model"] | None
-    ) -> Float[Tensor, " site"]:
+    def mean_squares(self, q: Distributions, weights: Float[Tensor, " d_model"] | None) -> Float[Tensor, " site"]:
         """E ‖w ∘ u‖² over them."""
         columns = self.softmax.pulled_back(self.columns())
         columns = columns if weights is None else columns * weights
-        return log_q.exp().to(columns) @ columns.pow(2).sum(-1)
+        return q.p.to(columns) @ columns.pow(2).sum(-1)
 
     def below(self, over: Float[Tensor, " n"], normed: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
         """`over` minus log Σ exp z over them."""
@@ -139,19 +128,15 @@ class AllBut:
         """No."""
         return False
 
-    def log_q(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, "site classes"]:
-        """The softmax's own distribution, −∞ at the classes that are left out."""
-        return log_softmax(self._left(logits))
-
-    def log_sum(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, " site"]:
-        """log Σ exp z over them."""
-        return self._left(logits).double().logsumexp(-1)
+    def distributions(self, logits: Float[Tensor, "site classes"]) -> Distributions:
+        """The softmax's own distribution, nothing at the classes that are left out; takes the logits' memory."""
+        return distributions_of(logits, self.without)
 
     def log_mean_exp(
-        self, lin: Float[Tensor, "n d_model"], log_q: Float[Tensor, "site classes"], site: Int[Tensor, " n"]
+        self, lin: Float[Tensor, "n d_model"], q: Distributions, site: Int[Tensor, " n"]
     ) -> Float[Tensor, " n"]:
         """log Σ_t q_t exp bs_t, the classes read in blocks; never vectors × classes."""
-        return self.softmax.log_mean_exp(lin, log_q, site)
+        return self.softmax.log_mean_exp(lin, q, site)
 
     def columns(self) -> Float[Tensor, "class width"]:
         """Not one by one: they are the vocabulary.
@@ -161,9 +146,9 @@ class AllBut:
         """
         raise TypeError("all classes but a few are read together, not column by column")
 
-    def mean_columns(self, log_q: Float[Tensor, "site classes"]) -> Float[Tensor, "site width"]:
+    def mean_columns(self, q: Distributions) -> Float[Tensor, "site width"]:
         """One product with the whole softmax."""
-        return self.softmax.mean_columns(log_q)
+        return self.softmax.mean_columns(q.p)
 
     def below(self, over: Float[Tensor, " n"], normed: Float[Tensor, "n d_model"]) -> Float[Tensor, " n"]:
         """`over` minus log Σ exp z, the classes read in blocks."""
@@ -175,18 +160,9 @@ class AllBut:
         """log Σ exp z over them, where the residual stream, through the norm, is `normed`."""
         return -self.softmax.log_share(normed, torch.zeros_like(normed[:, 0]), self.without)
 
-    def mean_squares(
-        self, log_q: Float[Tensor, "site classes"], weights: Float[Tensor, " d_model"] | None
-    ) -> Float[Tensor, " site"]:
+    def mean_squares(self, q: Distributions, weights: Float[Tensor, " d_model"] | None) -> Float[Tensor, " site"]:
         """E ‖w ∘ u‖² at every site."""
-        return self.softmax.mean_squares(log_q, weights)
-
-    def _left(self, logits: Float[Tensor, "site classes"]) -> Float[Tensor, "site classes"]:
-        if not self.without:
-            return logits
-        left = logits.clone()
-        left[:, list(self.without)] = -torch.inf
-        return left
+        return self.softmax.mean_squares(q.p, weights)
 
 
 @dataclass(frozen=True)
