@@ -108,7 +108,7 @@ def test_padding_is_cut_off() -> None:
     """A prompt's cache out of a batch has its own positions and nothing else."""
     view = view_of(zoo.model("gpt2"))
     prompts = [torch.tensor([3, 4, 5]), torch.tensor([6])]
-    for prompt, (logits, cache) in zip(prompts, view.run_batch(prompts), strict=True):
+    for prompt, (logits, cache) in zip(prompts, view.run_batch(prompts).runs, strict=True):
         assert logits.shape[0] == len(prompt)
         assert cache["blocks.0.hook_resid_pre"].shape[:2] == (1, len(prompt))
         assert cache["blocks.1.attn.hook_pattern"].shape[-2:] == (len(prompt), len(prompt))

@@ -20,6 +20,7 @@ from tl_subvalues.model_view.indexing import Positions
 from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.view import ModelView
 from tl_subvalues.numerics.blocks import length_of_all, weighted_sum
+from tl_subvalues.numerics.norms import Passage
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 # Of coefficients and values computed anew from the residual stream, to their largest; see test_activation.py.
@@ -44,10 +45,28 @@ def check_run(view: ModelView, activations: Activations, position: int) -> None:
         ValueError: if the residual stream holds NaN or infinite numbers.
         UnsupportedModelError: naming the layer and the sum that does not hold.
     """
-    warn_of_faults(view.model)
+    check_finite(view, activations)
+    check_sums(view, activations, position)
+
+
+def check_finite(view: ModelView, activations: Activations) -> None:
+    """Check that the residual stream holds no NaN.
+
+    Raises:
+        ValueError: if it holds NaN or infinite numbers, naming layer and position.
+    """
     for layer in view.layers:
         _require_finite(view, layer.layer, activations.residual(layer.layer, "attn"))
     _require_finite(view, view.n_layers, activations.final_residual())
+
+
+def check_sums(view: ModelView, activations: Activations, position: int) -> None:
+    """Check that blocks, heads and neurons of one prompt or several add up at one position, each prompt by itself.
+
+    Raises:
+        UnsupportedModelError: naming the layer and the sum that does not hold.
+    """
+    warn_of_faults(view.model)
     for layer in view.layers:
         _check_block(view, layer, activations, position)
 
@@ -214,7 +233,7 @@ def _check_attention(view: ModelView, layer: Layer, activations: Activations, po
     scale = activations.post_scale(number, "attn", position)
     out = attention.passage.carry(out, scale) + attention.passage.carry_bias(_or_zero(attention.b_O, out), scale)
     expected = activations.output(number, "attn", position)
-    size = _size(z, attention.W_O) * attention.passage.stretch(scale)
+    size = _sizes(z, attention.W_O) * _stretches(attention.passage, scale).to(z)
     _require_equal(view, number, "its heads do not add up to its attention output", out, expected, size)
 
 
@@ -255,7 +274,7 @@ def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position
     out = weighted_sum(m, ffn.W_out)
     scale = activations.post_scale(number, "mlp", position)
     out = ffn.passage.carry(out, scale) + ffn.passage.carry_bias(_or_zero(ffn.b_out, out), scale)
-    size = _size(m, ffn.W_out) * ffn.passage.stretch(scale)
+    size = _sizes(m, ffn.W_out) * _stretches(ffn.passage, scale).to(m)
     _require_equal(view, number, "its FFN neurons do not add up to its FFN output", out, expected, size)
 
 
@@ -268,14 +287,14 @@ def check_experts(view: ModelView, activations: Activations, layer: int, positio
     mixture = view.layer(layer).mixture()
     assert mixture is not None
     expected = activations.output(layer, "mlp", positions)
-    out, squares = torch.zeros_like(expected), 0.0
+    out, squares = torch.zeros_like(expected), expected.new_zeros(())
     for number, m in routed.coefficients.items():
         W_out = mixture.expert(number).W_out
         out += torch.cat([m @ block.to(m).T for block in W_out.T.split(max(1, _NUMBERS // len(W_out)))], -1)
-        squares += _size(m, W_out) ** 2
+        squares = squares + _sizes(m, W_out).pow(2)
     scale = activations.post_scale(layer, "mlp", positions)
     out = mixture.passage.carry(out, scale) + mixture.passage.carry_bias(_or_zero(routed.bias, out), scale)
-    size = squares**0.5 * mixture.passage.stretch(scale)
+    size = squares.sqrt() * _stretches(mixture.passage, scale).to(squares)
     _require_equal(view, layer, "its experts' neurons do not add up to its FFN output", out, expected, size)
 
 
@@ -288,23 +307,38 @@ def _or_zero(bias: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if bias is None else bias.to(like).expand_as(like)
 
 
-def _size(coefficients: Tensor, weights: Tensor) -> float:
+def _sizes(coefficients: Tensor, weights: Tensor) -> Float[Tensor, " batch"]:
     """Size of an entry that rounding should be measured by: of a sum of so many terms, were they not to cancel."""
-    return float(coefficients.norm()) * length_of_all(weights) / weights.shape[-1] ** 0.5
+    return coefficients.flatten(1).norm(dim=1) * (length_of_all(weights) / weights.shape[-1] ** 0.5)
+
+
+def _stretches(passage: Passage, scale: Float[Tensor, "batch *rest"] | None) -> Float[Tensor, " _"]:
+    """By how much each prompt's vectors are lengthened at most on their way into the residual stream."""
+    return torch.tensor([passage.stretch(one) for one in ([None] if scale is None else scale)])
 
 
 def _require_equal(
-    view: ModelView, layer: int, what: str, ours: Tensor, theirs: Tensor, size: float = 0.0, tolerance: float = 0.0
+    view: ModelView,
+    layer: int,
+    what: str,
+    ours: Float[Tensor, "batch *rest"],
+    theirs: Float[Tensor, "batch *rest"],
+    size: Float[Tensor, " batch"] | float = 0.0,
+    tolerance: float = 0.0,
 ) -> None:
+    """Raise unless two tensors are equal, each prompt's by the size of its own entries (`size`, or what it has)."""
     if not theirs.numel():  # no positions
         return
-    size = max(size, theirs.abs().max().item())
-    error = (ours - theirs).abs().max().item()
-    if not error <= (tolerance or _SUM_TOLERANCE[view.dtype]) * size:
+    sizes = theirs.flatten(1).abs().amax(1)
+    sizes = sizes.clamp(min=torch.as_tensor(size).to(sizes))
+    errors = (ours - theirs).flatten(1).abs().amax(1)
+    fine = errors <= (tolerance or _SUM_TOLERANCE[view.dtype]) * sizes
+    if not bool(fine.all()):
+        worst = int(torch.nonzero(~fine)[0])
         raise UnsupportedModelError(
-            f"{view.name}: layer {layer} cannot be decomposed exactly: {what} (off by {error:.2g} where entries reach "
-            f"{size:.2g}), so it holds something that is not covered (a norm after the addition, a hook that edits "
-            "activations, a sublayer of another kind)."
+            f"{view.name}: layer {layer} cannot be decomposed exactly: {what} (off by {float(errors[worst]):.2g} where "
+            f"entries reach {float(sizes[worst]):.2g}), so it holds something that is not covered (a norm "
+            "after the addition, a hook that edits activations, a sublayer of another kind)."
         )
 
 

@@ -2,6 +2,7 @@
 
 import operator
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, SupportsIndex
 
@@ -31,6 +32,17 @@ _WITHOUT = {
     "hook_pattern": "fused attention has no pattern",
     "hook_z": "attention of another kind, such as a mixture of heads, is one piece",
 }
+
+
+@dataclass(frozen=True, eq=False)
+class RunBatch:
+    """Runs of several prompts: logits and a cache of each; all activations side by side, padded on the left.
+
+    `whole` is None where prompts were run alone.
+    """
+
+    runs: list[tuple[Tensor, Any]]
+    whole: Any | None
 
 
 class ModelView:
@@ -192,7 +204,7 @@ class ModelView:
                 "model.run_with_cache(tokens) without a names_filter, to see whether this model can be run at all."
             ) from error
 
-    def run_batch(self, prompts: Sequence[Tensor]) -> list[tuple[Tensor, Any]]:
+    def run_batch(self, prompts: Sequence[Tensor]) -> "RunBatch":
         """One forward pass over several prompts: logits and a cache for each, as `run` gives them, padding cut off.
 
         Prompts of different lengths are padded on the left and masked. Two of them are run alone too, and if a model
@@ -201,7 +213,7 @@ class ModelView:
         longest = max(len(prompt) for prompt in prompts)
         starts = [longest - len(prompt) for prompt in prompts]
         if len(prompts) == 1:
-            return [self.run(prompts[0])]
+            return RunBatch([self.run(prompts[0])], None)
         tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=prompts[0].device)
         mask = torch.zeros_like(tokens)
         for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
@@ -218,8 +230,8 @@ class ModelView:
         padded = [start for start in starts if start]
         judges = {starts.index(max(padded)), starts.index(min(padded))} if padded else set()
         if all(self._agrees_alone(prompts[judge], results[judge][0]) for judge in judges):
-            return results
-        return [self.run(prompt) for prompt in prompts]
+            return RunBatch(results, activation_cache(cached, self.model))
+        return RunBatch([self.run(prompt) for prompt in prompts], None)
 
     def run_prefixes(self, tokens: Int[Tensor, " pos"], lengths: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """One forward pass over a prompt: logits and a cache for each of its beginnings, as `run` gives them.

@@ -175,7 +175,7 @@ class Reading:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetAt:
     """What is to be read of one run: a target at these residual streams."""
 
     readout: Readout
@@ -188,10 +188,10 @@ def read(
     readout: Readout, target: Target, residuals: Float[Tensor, "site d_model"], known: Known | None = None
 ) -> Reading:
     """A target at these residual streams, whose distributions are made here."""
-    return read_together([Wanted(readout, target, residuals, known)])[0]
+    return read_together([TargetAt(readout, target, residuals, known)])[0]
 
 
-def read_together(wanted: Sequence[Wanted]) -> list[Reading]:
+def read_together(wanted: Sequence[TargetAt]) -> list[Reading]:
     """Readings of several runs of one model: their products with the vocabulary are made in one.
 
     Holds a number for every site and word, and nothing else of that size.
@@ -225,7 +225,7 @@ def read_together(wanted: Sequence[Wanted]) -> list[Reading]:
 
 
 def _reading(
-    one: Wanted, measure: RatioSum | Mixture, normed: Float[Tensor, "site d_model"], ratios: tuple[RatioAt, ...]
+    one: TargetAt, measure: RatioSum | Mixture, normed: Float[Tensor, "site d_model"], ratios: tuple[RatioAt, ...]
 ) -> Reading:
     value = sum_of([ratio.value for ratio in ratios]).to(normed) if ratios else measure.value(normed)
     return Reading(one.readout, one.target, one.residuals, measure, ratios, value, one.known)

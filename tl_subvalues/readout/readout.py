@@ -311,6 +311,16 @@ class Readout:
         return tensor.detach().to(device=self._device, dtype=self._dtype)
 
 
+@no_autocast_no_grad
+def log_probs_together(
+    readouts: Sequence[Readout], residuals: Sequence[Float[Tensor, " d_model"]]
+) -> Float[Tensor, "run vocab"]:
+    """`Readout.log_probs` of several runs of one model, each through its own readout, in one product."""
+    normed = torch.stack([readout.normed(x) for readout, x in zip(readouts, residuals, strict=True)])
+    first = readouts[0]
+    return first.over_words([log_softmax(softmax.logits(normed)) for softmax in first.softmaxes])
+
+
 def _is_positive(scale: Any) -> bool:
     try:
         numbers = torch.as_tensor(scale)

@@ -1,21 +1,24 @@
 """Several prompts at once, sharing what does not depend on the prompt: the forward pass, and a sweep's products."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, SupportsIndex
 
 import pandas as pd
 
-from tl_subvalues.importance.search import rank, ranked_by
+from tl_subvalues.importance.candidates import Candidates
+from tl_subvalues.importance.search import ranked_by, require_top
 from tl_subvalues.importance.shared_sweep import shared_sweep
-from tl_subvalues.labels import Unit
+from tl_subvalues.importance.together import rank_together
+from tl_subvalues.labels import NAMES, Unit
 from tl_subvalues.model_view import prompt_tokens, view_of
 from tl_subvalues.model_view.indexing import resolve_index, whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.progress import bar
 from tl_subvalues.readout.asked import REST, asked
+from tl_subvalues.readout.reading import read_together
 from tl_subvalues.readout.readout import Scale, require_scale
-from tl_subvalues.tracing.prompt import trace_of_run
+from tl_subvalues.tracing.prompt import Question, traces_of_prompts
 from tl_subvalues.tracing.spaces import warn_of_missing_spaces
 from tl_subvalues.tracing.trace import Trace
 
@@ -61,19 +64,19 @@ def trace_batch(
     for number, (prompt, target, other) in enumerate(wanted):
         try:
             tokens = prompt_tokens(view, prompt, prepend_bos)
-            work.append((tokens, asked(view, target, other), resolve_index(position, len(tokens), "position")))
+            at = resolve_index(position, len(tokens), "position")
+            work.append(Question(tokens, asked(view, target, other), at))
         except ValueError as error:
             raise ValueError(f"prompt {number}: {error}") from error
     traces = []
     with bar("tracing", len(work), "prompts", show=show_progress) as shown:
         for start in range(0, len(work), batch_size):
             batch = work[start : start + batch_size]
-            runs = view.run_batch([tokens for tokens, _, _ in batch])
-            for (tokens, target, at), (logits, cache) in zip(batch, runs, strict=True):
-                traces.append(trace_of_run(view, tokens, target, at, scale, cache, logits))
-                warn_of_missing_spaces(traces[-1], target)
+            for question, made in zip(batch, traces_of_prompts(view, batch, scale), strict=True):
+                traces.append(made)
+                warn_of_missing_spaces(made, question.wanted)
             shown.update(len(batch))
-    return TraceBatch(tuple(traces))
+    return TraceBatch(tuple(traces), batch_size=batch_size)
 
 
 def _one_each(given: Any, what: str, n: int) -> list[Any]:
@@ -93,9 +96,13 @@ def _one_each(given: Any, what: str, n: int) -> list[Any]:
 
 @dataclass(frozen=True, eq=False)
 class TraceBatch(Sequence[Trace]):
-    """Traces of several prompts; made by `trace_batch`. Tables are the traces' own, behind a column `prompt`."""
+    """Traces of several prompts; made by `trace_batch`. Tables are the traces' own, behind a column `prompt`.
+
+    They are made `batch_size` prompts at a time, with a number for every sublayer, word and prompt of them in memory.
+    """
 
     traces: tuple[Trace, ...]
+    batch_size: int = field(default=16, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.traces)
@@ -155,17 +162,35 @@ class TraceBatch(Sequence[Trace]):
     def _tables(
         self, unit: Unit, top: int | None, largest: bool, words: int | None, show_progress: bool
     ) -> pd.DataFrame:
-        many = [trace.candidates(unit) for trace in self.traces]
-        if top is None and unit in ("ffn_neuron", "attn_neuron") and all(one.reading.whole for one in many):
-            found = [ranked_by(one, s, largest) for one, s in zip(many, shared_sweep(many, show_progress), strict=True)]
-        else:
-            found = [rank(one, top=top, largest=largest, show_progress=show_progress) for one in many]
-        return _together(
-            [
-                trace.with_words(trace.table(one, ranked), words)
-                for trace, one, ranked in zip(self.traces, many, found, strict=True)
-            ]
-        )
+        top, tables = require_top(top), []
+        with bar(NAMES[unit], len(self.traces), "prompts", show=show_progress) as shown:
+            for start in range(0, len(self.traces), self.batch_size):
+                traces = self.traces[start : start + self.batch_size]
+                many = [made[unit] for made in candidates_together(traces, (unit,))]
+                if top is None and unit in ("ffn_neuron", "attn_neuron") and all(one.reading.whole for one in many):
+                    found = [ranked_by(one, s, largest) for one, s in zip(many, shared_sweep(many), strict=True)]
+                else:
+                    found = rank_together(many, top, largest)
+                for trace, one, ranked in zip(traces, many, found, strict=True):
+                    tables.append(trace.with_words(trace.table(one, ranked), words))
+                shown.update(len(traces))
+        return _together(tables)
+
+
+@no_autocast_no_grad
+def candidates_together(traces: Sequence[Trace], units: Sequence[Unit]) -> list[dict[Unit, Candidates]]:
+    """`Trace.candidates` of several traces of one model, whose distributions are made together.
+
+    Raises:
+        UnsupportedModelError: if a layer has no such parts, naming all that have none.
+    """
+    for trace in traces:
+        trace.run.require_unchanged()
+    readings = read_together([trace.target_at for trace in traces])
+    return [
+        {unit: Candidates(reading, trace.run.parts_of(unit)) for unit in units}
+        for trace, reading in zip(traces, readings, strict=True)
+    ]
 
 
 def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:

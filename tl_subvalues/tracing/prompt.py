@@ -1,5 +1,7 @@
 """From a prompt to its trace: the run, and the checks that it is what the method takes it for."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import torch
@@ -12,8 +14,10 @@ from tl_subvalues.model_view import (
     ModelView,
     check_cached_logits,
     check_final_scale,
+    check_finite,
     check_readout,
     check_run,
+    check_sums,
     decode_each,
     prompt_tokens,
     view_of,
@@ -21,7 +25,7 @@ from tl_subvalues.model_view import (
 from tl_subvalues.model_view.indexing import resolve_index
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.asked import Asked, asked
-from tl_subvalues.readout.readout import Readout, Scale, require_scale
+from tl_subvalues.readout.readout import Readout, Scale, log_probs_together, require_scale
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.tracing.spaces import warn_of_missing_spaces
 from tl_subvalues.tracing.trace import Trace
@@ -90,6 +94,15 @@ def trace(
     return made
 
 
+@dataclass(frozen=True)
+class Question:
+    """A target at a place of a prompt."""
+
+    tokens: Int[Tensor, " pos"]
+    wanted: Asked
+    position: int
+
+
 @no_autocast_no_grad
 def trace_of_run(
     view: ModelView,
@@ -101,31 +114,62 @@ def trace_of_run(
     logits: Float[Tensor, "pos vocab"] | None,
 ) -> Trace:
     """The trace of a run, its sums checked and, where its logits are known, its readout."""
-    activations = Activations(view, cache)
-    check_run(view, activations, position)
-    check_final_scale(view, activations, position)
-    frozen = Readout.frozen_at(view, activations, position)
-    log_probs = frozen.log_probs(activations.final_residual(position)[0])
-    if logits is not None:
-        check_readout(view, log_probs, logits[position])
-    target = wanted.settled(view, log_probs)
-    log_prob = Target(target.ids).value(log_probs)
-    return Trace(
-        tokens=tokens,
-        str_tokens=decode_each(view, tokens.tolist()),
-        target=target,
-        target_tokens=decode_each(view, target.ids),
-        position=position,
-        log_prob=float(log_prob),
-        prob=float(log_prob.exp()),
-        rank=int(target.rank(log_probs)),
-        value=float(target.value(log_probs)),
-        scale=scale,
-        model=view.model,
-        cache=cache,
-        readout=frozen if scale == "frozen" else Readout(view, scale="recomputed"),
-        run=Run(view, activations, position),
-    )
+    check_run(view, Activations(view, cache), position)
+    (made,) = _traces(view, [Question(tokens, wanted, position)], scale, [(logits, cache)])
+    return made
+
+
+@no_autocast_no_grad
+def traces_of_prompts(view: ModelView, questions: Sequence[Question], scale: Scale) -> list[Trace]:
+    """Traces of several prompts, run, checked and read together: each is as `trace_of_run` makes it, to rounding."""
+    batch = view.run_batch([question.tokens for question in questions])
+    from_the_end = {question.position - len(question.tokens) for question in questions}
+    if batch.whole is None or len(from_the_end) > 1:
+        for question, (_, cache) in zip(questions, batch.runs, strict=True):
+            check_run(view, Activations(view, cache), question.position)
+    else:  # padded on the left, so that all ask about the same place of the batch
+        for _, cache in batch.runs:
+            check_finite(view, Activations(view, cache))
+        check_sums(view, Activations(view, batch.whole), from_the_end.pop())
+    return _traces(view, questions, scale, batch.runs)
+
+
+def _traces(
+    view: ModelView, questions: Sequence[Question], scale: Scale, runs: Sequence[tuple[Tensor | None, Any]]
+) -> list[Trace]:
+    """Traces of runs whose sums are checked; a run's logits, where they are known, check its readout."""
+    activations = [Activations(view, cache) for _, cache in runs]
+    frozen, finals = [], []
+    for question, one in zip(questions, activations, strict=True):
+        check_final_scale(view, one, question.position)
+        frozen.append(Readout.frozen_at(view, one, question.position))
+        finals.append(one.final_residual(question.position)[0])
+    read = zip(questions, runs, activations, frozen, log_probs_together(frozen, finals), strict=True)
+    traces = []
+    for question, (logits, cache), one, readout, log_probs in read:
+        if logits is not None:
+            check_readout(view, log_probs, logits[question.position])
+        target = question.wanted.settled(view, log_probs)
+        log_prob = Target(target.ids).value(log_probs)
+        traces.append(
+            Trace(
+                tokens=question.tokens,
+                str_tokens=decode_each(view, question.tokens.tolist()),
+                target=target,
+                target_tokens=decode_each(view, target.ids),
+                position=question.position,
+                log_prob=float(log_prob),
+                prob=float(log_prob.exp()),
+                rank=int(target.rank(log_probs)),
+                value=float(target.value(log_probs)),
+                scale=scale,
+                model=view.model,
+                cache=cache,
+                readout=readout if scale == "frozen" else Readout(view, scale="recomputed"),
+                run=Run(view, one, question.position),
+            )
+        )
+    return traces
 
 
 def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[Tensor, " pos"]) -> None:

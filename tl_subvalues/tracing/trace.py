@@ -20,7 +20,7 @@ from tl_subvalues.labels import Unit, labels_in, parse_label, require_different,
 from tl_subvalues.model_view import decode_each
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
-from tl_subvalues.readout.reading import Known, Reading, read
+from tl_subvalues.readout.reading import Known, Reading, TargetAt, read_together
 from tl_subvalues.readout.readout import Readout, Scale
 from tl_subvalues.readout.targets import Measure, Target
 from tl_subvalues.saved.document import Document
@@ -476,10 +476,18 @@ class Trace(Pages):
         return self._reading(self.target)
 
     def _reading(self, target: Target) -> Reading:
-        """A target at every sublayer's input, held against the run's own last residual stream."""
+        return read_together([self._target_at(target)])[0]
+
+    @property
+    def target_at(self) -> TargetAt:
+        """What `reading` is made of."""
+        return self._target_at(self.target)
+
+    def _target_at(self, target: Target) -> TargetAt:
+        """A target at every sublayer's input, to be held against the run's own last residual stream."""
         final = self.run.activations.final_residual(self.position)[0]
         known = Known(final, self.value if target == self.target else self.log_prob)
-        return read(self.readout, target, torch.stack([site.residual for site in self.run.sites]), known)
+        return TargetAt(self.readout, target, torch.stack([site.residual for site in self.run.sites]), known)
 
     @no_autocast_no_grad
     def candidates(self, unit: Unit) -> Candidates:
