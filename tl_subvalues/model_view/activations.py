@@ -9,7 +9,8 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.indexing import Positions
-from tl_subvalues.model_view.view import ModelView, version_of
+from tl_subvalues.model_view.releases import version_of
+from tl_subvalues.model_view.view import ModelView
 
 
 class Activations:

@@ -19,6 +19,7 @@ from tl_subvalues.model_view.modules import (
     unwrapped,
 )
 from tl_subvalues.model_view.releases import is_hooked, model_name
+from tl_subvalues.model_view.remembered import Remembered
 from tl_subvalues.model_view.weights import FFN, Attention, by_query_head
 from tl_subvalues.numerics.norms import Norm, Passage
 
@@ -35,6 +36,7 @@ class Layer:
         self.has_attn = "attn" in self._modules
         self.has_ffn = "mlp" in self._modules
         self._sizes: dict[tuple[Unit, int | None], dict[str, int]] = {}
+        self._remembered = Remembered(self._block)
 
     @property
     def mixers(self) -> list[str]:
@@ -94,6 +96,9 @@ class Layer:
         """
         if not self.has_attn:
             raise self._refusal("has no attention sublayer that can be decomposed")
+        return self._remembered("attention", self._read_attention)
+
+    def _read_attention(self) -> Attention:
         attn = self._block.attn
         self._require_numbers("attention", attn)
         try:
@@ -118,6 +123,9 @@ class Layer:
         """
         if not self.has_ffn:
             raise self._refusal("has no feed-forward sublayer")
+        return self._remembered("ffn", self._read_ffn)
+
+    def _read_ffn(self) -> FFN:
         mlp = self._block.mlp
         self._require_numbers("feed-forward sublayer", mlp)
         W_out = _read(mlp, "W_out")

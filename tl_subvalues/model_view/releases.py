@@ -118,3 +118,8 @@ def shows_a_copy(name: str, layer: int, sublayer: str) -> UnsupportedModelError:
         f"{name}: this release of TransformerLens shows only a copy of what {sublayer} of layer {layer} adds, which no "
         "gradient reaches; use TransformerLens 4, or rule='frozen' (a ranking: total_effect_frozen)."
     )
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor was written to, but through `.data`; tensors made in inference mode do not count it."""
+    return 0 if tensor.is_inference() else tensor._version

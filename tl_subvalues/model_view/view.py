@@ -21,7 +21,7 @@ from tl_subvalues.model_view.modules import (
     require_direct_readout,
     softmaxes_of,
 )
-from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable
+from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable, version_of
 from tl_subvalues.model_view.running import hook_points_of, left_as_it_was
 from tl_subvalues.model_view.weights import ReadoutPieces
 
@@ -269,11 +269,6 @@ class ModelView:
         with torch.no_grad(), left_as_it_was(self.model, self._hook_points):
             _, cache = self.model.run_with_cache(tokens[None], names_filter=lambda n: n == name, stop_at_layer=1)
         return cache[name][0]
-
-
-def version_of(tensor: Tensor) -> int:
-    """How often a tensor was written to, but through `.data`; tensors made in inference mode do not count it."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _cut(cached: dict[str, Tensor], row: int, positions: slice, head_first: frozenset[str]) -> dict[str, Tensor]:

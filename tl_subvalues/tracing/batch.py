@@ -6,11 +6,11 @@ from typing import Any, SupportsIndex
 
 import pandas as pd
 
-from tl_subvalues.importance.candidates import Candidates
+from tl_subvalues.importance.candidates import Candidates, Ranked
 from tl_subvalues.importance.search import ranked_by, require_top
 from tl_subvalues.importance.shared_sweep import shared_sweep
 from tl_subvalues.importance.together import rank_together
-from tl_subvalues.labels import NAMES, Unit
+from tl_subvalues.labels import NAMES, Unit, labels_of
 from tl_subvalues.model_view import prompt_tokens, view_of
 from tl_subvalues.model_view.indexing import resolve_index, whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
@@ -191,6 +191,23 @@ def candidates_together(traces: Sequence[Trace], units: Sequence[Unit]) -> list[
         {unit: Candidates(reading, trace.run.parts_of(unit)) for unit in units}
         for trace, reading in zip(traces, readings, strict=True)
     ]
+
+
+@no_autocast_no_grad
+def tops_together(
+    traces: Sequence[Trace], units: Sequence[Unit], top: int | None
+) -> list[dict[Unit, list[tuple[str, float]]]]:
+    """The top of each unit in several traces of one model: labels with their increases in nats, the highest first."""
+    made = candidates_together(traces, units)
+    ranked = iter(rank_together([one[unit] for one in made for unit in units], top))
+    return [{unit: _labelled(one[unit], next(ranked)) for unit in units} for one in made]
+
+
+def _labelled(candidates: Candidates, ranked: Ranked) -> list[tuple[str, float]]:
+    columns = {name: c.tolist() for name, c in candidates.parts.fields(ranked.group, ranked.index).items()}
+    if "expert" in columns:
+        columns["expert"] = [None if expert < 0 else expert for expert in columns["expert"]]
+    return list(zip(labels_of(candidates.parts.unit, columns), ranked.increase.tolist(), strict=True))
 
 
 def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
