@@ -69,10 +69,12 @@ MODEL_VIEW = [
     "faults",
     "weights",
     "experts",
+    "remembered",
     "layers",
     "running",
-    "view",
     "indexing",
+    "long_prompts",
+    "view",
     "activations",
     "checks",
 ]

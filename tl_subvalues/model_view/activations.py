@@ -9,6 +9,7 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view.experts import Routed
 from tl_subvalues.model_view.indexing import Positions
+from tl_subvalues.model_view.long_prompts import RowsOfRun
 from tl_subvalues.model_view.releases import version_of
 from tl_subvalues.model_view.view import ModelView
 
@@ -22,6 +23,8 @@ class Activations:
         self._view = view
         self._cache = cache
         self._names = set(cache.keys())
+        lines = getattr(cache, "cache_dict", None)
+        self._rows = lines if isinstance(lines, RowsOfRun) else None
         self._batched = bool(getattr(cache, "has_batch_dim", True))
 
     def require(self, names: list[str]) -> None:
@@ -48,7 +51,7 @@ class Activations:
             KeyError: naming every missing hook.
         """
         self._require_sublayer(layer, "attn", ["hook_z"])
-        return int(self._raw(f"blocks.{layer}.attn.hook_z").shape[1])
+        return int(self._shape(f"blocks.{layer}.attn.hook_z")[1])
 
     def require_sources(self, layer: int) -> int:
         """Require what a layer's heads read from each source position; the number of query positions.
@@ -57,7 +60,7 @@ class Activations:
             KeyError: naming every missing hook.
         """
         self._require_sublayer(layer, "attn", ["hook_pattern", "hook_v"])
-        return int(self._raw(f"blocks.{layer}.attn.hook_pattern").shape[2])
+        return int(self._shape(f"blocks.{layer}.attn.hook_pattern")[2])
 
     def require_neurons(self, layer: int) -> int:
         """Require what a layer's FFN neurons are made of; the number of positions.
@@ -69,7 +72,7 @@ class Activations:
         self._require_sublayer(layer, "mlp", ["hook_in"] if mixture else ["hook_post"])
         if mixture:
             self.require([f"blocks.{layer}.hook_mlp_out"])
-        return int(self._raw(f"blocks.{layer}.mlp.{'hook_in' if mixture else 'hook_post'}").shape[1])
+        return int(self._shape(f"blocks.{layer}.mlp.{'hook_in' if mixture else 'hook_post'}")[1])
 
     def _require_sublayer(self, layer: int, sublayer: str, names: list[str]) -> None:
         hooks = [f"blocks.{layer}.{sublayer}.{name}" for name in names]
@@ -101,8 +104,8 @@ class Activations:
         """
         entering = self.residual(0, "attn", positions)
         cached = [name for name in self._view.embedding_hooks if name in self._names]
-        shape = self._raw("blocks.0.hook_resid_pre").shape
-        if cached and all(self._raw(name).shape == shape for name in cached):
+        shape = self._shape("blocks.0.hook_resid_pre")
+        if cached and all(self._shape(name) == shape for name in cached):
             parts = {name.removeprefix("hook_"): self._get(name, positions) for name in cached}
             difference = (sum(parts.values(), torch.zeros_like(entering)) - entering).abs().max()
             # Rounded once, in the model's dtype, when they were added.
@@ -126,7 +129,7 @@ class Activations:
             ValueError: if the cache holds only some positions.
         """
         values = self._get(f"blocks.{layer}.attn.hook_v", slice(None))
-        keys = self._raw(f"blocks.{layer}.attn.hook_pattern").shape[-1]
+        keys = self._shape(f"blocks.{layer}.attn.hook_pattern")[-1]
         n_positions = values.shape[2 if self._view.layer(layer).latent else 1]
         if values.ndim == 4 and n_positions < keys:
             raise ValueError(
@@ -160,9 +163,15 @@ class Activations:
         mixture = self._view.layer(layer).mixture()
         if mixture is None:
             raise UnsupportedModelError(f"{self._view.name}: layer {layer} has a dense FFN, no mixture of experts.")
-        x = self._raw(f"blocks.{layer}.mlp.hook_in")
-        weights = mixture.weights(x.flatten(0, 1), self._view.compute_dtype).view(*x.shape[:2], -1)
-        return mixture.routed(self._here(x[:, positions]), self._here(weights[:, positions]))
+        name = f"blocks.{layer}.mlp.hook_in"
+        if self._rows is None:
+            x = self._raw(name)  # routed with all others of the run, as in the run
+            weights = mixture.weights(x.flatten(0, 1), self._view.compute_dtype).view(*x.shape[:2], -1)[:, positions]
+            x = x[:, positions]
+        else:
+            x = self._rows.index(name, positions, 1)
+            weights = mixture.weights(x.flatten(0, -2), self._view.compute_dtype).view(*x.shape[:-1], -1)
+        return mixture.routed(self._here(x), self._here(weights))
 
     def post_scale(
         self, layer: int, sublayer: str, positions: Positions = slice(None)
@@ -177,6 +186,8 @@ class Activations:
 
     def fingerprint(self) -> tuple[tuple[str, int, int], ...]:
         """Changes whenever an entry of the cache is written to or replaced."""
+        if self._rows is not None:
+            return self._rows.fingerprint()
         tensors = ((name, self._cache[name]) for name in sorted(self._names))
         return tuple((name, t.data_ptr(), version_of(t)) for name, t in tensors)
 
@@ -192,8 +203,17 @@ class Activations:
     @property
     def batch_and_positions(self) -> tuple[int, int]:
         """Number of prompts and of positions in the cache."""
-        batch, positions, *_ = self._raw("blocks.0.hook_resid_pre").shape
+        batch, positions, *_ = self._shape("blocks.0.hook_resid_pre")
         return batch, positions
+
+    def first_infinite(self, layer: int) -> int | None:
+        """The first position where the residual stream that enters a layer (or leaves the last) is no number."""
+        last = layer == self._view.n_layers
+        name = f"blocks.{layer - 1}.hook_resid_post" if last else f"blocks.{layer}.hook_resid_pre"
+        if self._rows is not None:
+            return self._rows.infinite.get(name)
+        finite = torch.isfinite(self._raw(name))
+        return None if finite.all() else int(torch.nonzero(~finite)[0, 1])
 
     def _raw(self, name: str) -> Tensor:
         self.require([name])
@@ -201,8 +221,17 @@ class Activations:
         return tensor if self._batched else tensor[None]
 
     def _get(self, name: str, positions: Positions, dim: int = 1) -> Tensor:
+        if self._rows is not None:
+            self.require([name])
+            return self._here(self._rows.index(name, positions, dim))
         index = (slice(None),) * dim + (positions,)
         return self._here(self._raw(name)[index])
+
+    def _shape(self, name: str) -> torch.Size:
+        if self._rows is None:
+            return self._raw(name).shape
+        self.require([name])
+        return self._rows.shapes[name]
 
     def _here(self, tensor: Tensor) -> Tensor:
         return tensor.to(device=self._view.device, dtype=self._view.compute_dtype)

@@ -56,8 +56,8 @@ def check_finite(view: ModelView, activations: Activations) -> None:
         ValueError: if it holds NaN or infinite numbers, naming layer and position.
     """
     for layer in view.layers:
-        _require_finite(view, layer.layer, activations.residual(layer.layer, "attn"))
-    _require_finite(view, view.n_layers, activations.final_residual())
+        _require_finite(view, layer.layer, activations.first_infinite(layer.layer))
+    _require_finite(view, view.n_layers, activations.first_infinite(view.n_layers))
 
 
 def check_sums(view: ModelView, activations: Activations, position: int) -> None:
@@ -342,12 +342,11 @@ def _require_equal(
         )
 
 
-def _require_finite(view: ModelView, layer: int, residual: Tensor) -> None:
-    if torch.isfinite(residual).all():
+def _require_finite(view: ModelView, layer: int, position: int | None) -> None:
+    if position is None:
         return
-    where = torch.nonzero(~torch.isfinite(residual))[0].tolist()
     place = f"entering layer {layer}" if layer < view.n_layers else "after the last layer"
     raise ValueError(
-        f"the residual stream of {view.name} {place} holds NaN or infinite numbers (first at position {where[1]}); "
+        f"the residual stream of {view.name} {place} holds NaN or infinite numbers (first at position {position}); "
         "check the weights, or load the model in float32 if its dtype overflows."
     )

@@ -72,7 +72,7 @@ def is_hooked(model: Any) -> bool:
     return cls is not None and isinstance(model, cls)
 
 
-def activation_cache(tensors: dict[str, Tensor], model: Any) -> Any:
+def activation_cache(tensors: dict[str, Any], model: Any) -> Any:
     """An ActivationCache of these activations, batch dimension included."""
     from transformer_lens import ActivationCache
 

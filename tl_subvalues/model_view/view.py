@@ -13,6 +13,7 @@ from torch import Tensor
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view.identity import identity
 from tl_subvalues.model_view.layers import Layer
+from tl_subvalues.model_view.long_prompts import RowsOfRun
 from tl_subvalues.model_view.modules import (
     embedding_hooks,
     has_own_softmaxes,
@@ -25,6 +26,8 @@ from tl_subvalues.model_view.releases import activation_cache, model_name, requi
 from tl_subvalues.model_view.running import hook_points_of, left_as_it_was
 from tl_subvalues.model_view.weights import ReadoutPieces
 
+# Bytes of a prompt's patterns from where on they are not kept.
+LONG = 1 << 28
 # What a model is likely to be that lacks a hook.
 _WITHOUT = {
     "resid": "blocks that norm after the addition, as in GPT-1, have no residual stream that a subvalue is added to "
@@ -36,7 +39,7 @@ _WITHOUT = {
 
 @dataclass(frozen=True, eq=False)
 class RunBatch:
-    """Runs of several prompts: logits and a cache of each; all activations side by side, padded on the left.
+    """Runs of several prompts: logits at a position and a cache of each; all activations, padded on the left.
 
     `whole` is None where prompts were run alone.
     """
@@ -160,6 +163,16 @@ class ModelView:
         """Names of what enters the residual stream before layer 0; only activation scores need it."""
         return embedding_hooks(self.model)
 
+    def run_at(self, tokens: Int[Tensor, " pos"], position: int) -> tuple[Float[Tensor, " vocab"], Any]:
+        """`run`, to be read at one position: logits there, and a cache.
+
+        A long prompt's cache keeps that position's rows and makes the others again when they are read.
+        """
+        if self.is_long(len(tokens)) and (rows := self._rows_of(tokens, position)):
+            return rows.logits, activation_cache(rows, self.model)
+        logits, cache = self.run(tokens)
+        return logits[position], cache
+
     def run(self, tokens: Int[Tensor, " pos"]) -> tuple[Float[Tensor, "pos vocab"], Any]:
         """One forward pass over one prompt: its logits, and an ActivationCache of `hooks()` and nothing else.
 
@@ -177,6 +190,27 @@ class ModelView:
                 "TransformerBridge.boot_transformers."
             )
         return logits[0], cache
+
+    def is_long(self, n_positions: int) -> bool:
+        """Whether the patterns of a prompt of so many tokens would fill 256 MB, and one position's rows are kept."""
+        heads = int(self.model.cfg.n_heads) * sum(layer.has_attn for layer in self.layers)
+        return heads * n_positions**2 * self.dtype.itemsize > LONG
+
+    def _rows_of(self, tokens: Int[Tensor, " pos"], position: int) -> RowsOfRun | None:
+        """A long prompt's run; None where the model's hooks do not give what its cache would hold."""
+
+        def forward(hooks: Sequence[tuple[str, Any]]) -> Tensor:
+            with torch.no_grad():
+                return self.logits(tokens[None], hooks)
+
+        names = [*self.hooks(), *self.embedding_hooks]
+        try:
+            rows = RowsOfRun(forward, dict.fromkeys(names), position, len(tokens))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception:  # said in full by the run that follows
+            return None
+        return rows if set(self.hooks()) <= set(rows) else None
 
     def logits(
         self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[tuple[str, Any]]
@@ -204,8 +238,10 @@ class ModelView:
                 "model.run_with_cache(tokens) without a names_filter, to see whether this model can be run at all."
             ) from error
 
-    def run_batch(self, prompts: Sequence[Tensor]) -> "RunBatch":
-        """One forward pass over several prompts: logits and a cache for each, as `run` gives them, padding cut off.
+    def run_batch(self, prompts: Sequence[Tensor], positions: Sequence[int]) -> "RunBatch":
+        """One forward pass over several prompts, each read at its position: as `run_at` of each, padding cut off.
+
+        Long prompts are run one by one.
 
         Prompts of different lengths are padded on the left and masked. Two of them are run alone too, and if a model
         answers otherwise then (its positions or its mask do not allow for padding), every prompt is run alone.
@@ -213,7 +249,9 @@ class ModelView:
         longest = max(len(prompt) for prompt in prompts)
         starts = [longest - len(prompt) for prompt in prompts]
         if len(prompts) == 1:
-            return RunBatch([self.run(prompts[0])], None)
+            return RunBatch([self.run_at(prompts[0], positions[0])], None)
+        if self.is_long(longest):
+            return self._one_by_one(prompts, positions)
         tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=prompts[0].device)
         mask = torch.zeros_like(tokens)
         for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
@@ -223,15 +261,21 @@ class ModelView:
         logits, cache = self._run_with_cache(tokens, wanted, **padding)
         cached = {name: tensor for name, tensor in cache.items() if name in wanted}
         results = [
-            (logits[row, start:], activation_cache(_cut(cached, row, slice(start, None), self._head_first), self.model))
-            for row, start in enumerate(starts)
+            (
+                logits[row, start + position],
+                activation_cache(_cut(cached, row, slice(start, None), self._head_first), self.model),
+            )
+            for row, (start, position) in enumerate(zip(starts, positions, strict=True))
         ]
         # The prompt with the most padding, and the longest that has any: a single token sees nothing of its position.
         padded = [start for start in starts if start]
         judges = {starts.index(max(padded)), starts.index(min(padded))} if padded else set()
-        if all(self._agrees_alone(prompts[judge], results[judge][0]) for judge in judges):
+        if all(self._agrees_alone(prompts[judge], logits[judge, starts[judge] :]) for judge in judges):
             return RunBatch(results, activation_cache(cached, self.model))
-        return RunBatch([self.run(prompt) for prompt in prompts], None)
+        return self._one_by_one(prompts, positions)
+
+    def _one_by_one(self, prompts: Sequence[Tensor], positions: Sequence[int]) -> "RunBatch":
+        return RunBatch([self.run_at(prompt, at) for prompt, at in zip(prompts, positions, strict=True)], None)
 
     def run_prefixes(self, tokens: Int[Tensor, " pos"], lengths: Sequence[int]) -> list[tuple[Tensor, Any]]:
         """One forward pass over a prompt: logits and a cache for each of its beginnings, as `run` gives them.

@@ -22,7 +22,7 @@ class Tracer:
 
     def __call__(self, fact: Fact) -> Trace:
         """The trace of a fact, at its prompt's last position."""
-        logits, cache = self.view.run(fact.tokens)
+        logits, cache = self.view.run_at(fact.tokens, len(fact.tokens) - 1)
         made = trace_of_run(self.view, fact.tokens, fact.asked, len(fact.tokens) - 1, self.scale, cache, logits)
         if not self.warned and (sentences := missing_spaces(made, fact.asked)):
             self.warned = True

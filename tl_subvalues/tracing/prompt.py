@@ -82,7 +82,7 @@ def trace(
     wanted = asked(view, target, against)
     at = resolve_index(position, len(tokens), "position")
     if cache is None:
-        logits, cache = view.run(tokens)
+        logits, cache = view.run_at(tokens, at)
         made = trace_of_run(view, tokens, wanted, at, scale, cache, logits)
         warn_of_missing_spaces(made, wanted)
         return made
@@ -111,9 +111,9 @@ def trace_of_run(
     position: int,
     scale: Scale,
     cache: Any,
-    logits: Float[Tensor, "pos vocab"] | None,
+    logits: Float[Tensor, " vocab"] | None,
 ) -> Trace:
-    """The trace of a run, its sums checked and, where its logits are known, its readout."""
+    """The trace of a run, its sums checked and, where its logits at the position are known, its readout."""
     check_run(view, Activations(view, cache), position)
     (made,) = _traces(view, [Question(tokens, wanted, position)], scale, [(logits, cache)])
     return made
@@ -122,7 +122,8 @@ def trace_of_run(
 @no_autocast_no_grad
 def traces_of_prompts(view: ModelView, questions: Sequence[Question], scale: Scale) -> list[Trace]:
     """Traces of several prompts, run, checked and read together: each is as `trace_of_run` makes it, to rounding."""
-    batch = view.run_batch([question.tokens for question in questions])
+    positions = [question.position for question in questions]
+    batch = view.run_batch([question.tokens for question in questions], positions)
     from_the_end = {question.position - len(question.tokens) for question in questions}
     if batch.whole is None or len(from_the_end) > 1:
         for question, (_, cache) in zip(questions, batch.runs, strict=True):
@@ -148,7 +149,7 @@ def _traces(
     traces = []
     for question, (logits, cache), one, readout, log_probs in read:
         if logits is not None:
-            check_readout(view, log_probs, logits[question.position])
+            check_readout(view, log_probs, logits)
         target = question.wanted.settled(view, log_probs)
         log_prob = Target(target.ids).value(log_probs)
         traces.append(
