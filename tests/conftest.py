@@ -37,7 +37,7 @@ def parameters(item: pytest.Item) -> set[str]:
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what the release lacks; what walks over the families is slow for all but a few of them."""
+    """Skip what the release lacks; of all families, most are slow, and of some tests one release's are enough."""
     from helpers import zoo
 
     slow = {*zoo.DENSE, *zoo.MIXTURES, *zoo.HYBRIDS, *zoo.HOOKED} - zoo.QUICK
@@ -51,6 +51,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason=lacking[marker]))
         if parameters(item) & slow:
             item.add_marker(pytest.mark.slow)
+            if "few_families" in item.keywords:
+                item.add_marker(pytest.mark.any_release)
 
 
 LISTENING = pytest.StashKey[contextlib.ExitStack]()

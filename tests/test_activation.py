@@ -78,6 +78,7 @@ def families() -> list[Any]:
     return [pytest.param(family, mode == "compat", id=f"{family}-{mode}") for mode in slow for family in slow[mode]]
 
 
+@pytest.mark.few_families
 @pytest.mark.parametrize(("family", "compatibility"), families())
 def test_ffn_neurons(family: str, compatibility: bool, tokens: torch.Tensor) -> None:
     """A neuron of the last layer at a middle position, by every kind of component."""
@@ -123,6 +124,7 @@ def compare_ffn_neuron(model: Any, family: str, tokens: torch.Tensor) -> None:
         compare(table, "gate", *reference.reading(1, "mlp", 4, gate, neuron), components)
 
 
+@pytest.mark.few_families
 @pytest.mark.parametrize(("family", "compatibility"), families())
 def test_attention_neurons(family: str, compatibility: bool, tokens: torch.Tensor) -> None:
     """A neuron of the last layer reads its source position, of the head that its values come from."""
@@ -171,6 +173,7 @@ def test_a_gate_that_mixes_neurons(tokens: torch.Tensor) -> None:
         assert trace.activations(label)["score"].sum() == pytest.approx(coefficients[label], abs=1e-4)
 
 
+@pytest.mark.any_release
 def test_order_of_rows(tokens: torch.Tensor) -> None:
     """What drove the neuron comes first, whatever the sign of what it drove it to."""
     trace = tlsv.trace(zoo.model("llama"), tokens, 5)
@@ -180,6 +183,7 @@ def test_order_of_rows(tokens: torch.Tensor) -> None:
     assert trace.activations(low)["score"].is_monotonic_increasing
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("label", "by", "message"),
     [
@@ -237,6 +241,7 @@ def test_something_unseen_in_the_residual_stream_is_refused(tokens: torch.Tensor
         trace.activations("L1H0D0@2")
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
@@ -254,6 +259,7 @@ def test_half_precision(dtype: torch.dtype, tokens: torch.Tensor) -> None:
             assert abs(table["score"].sum() - row["coefficient"]) < 0.05 * size
 
 
+@pytest.mark.few_families
 @pytest.mark.parametrize("family", sorted(zoo.MIXTURES))
 def test_neurons_of_experts(family: str, tokens: torch.Tensor) -> None:
     """Scores add up to the coefficient of an expert's neuron, routing weight included; gate and up to theirs."""
@@ -276,6 +282,7 @@ def test_neurons_of_experts(family: str, tokens: torch.Tensor) -> None:
     assert shares["query_score"].sum() == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.any_release
 def test_scores_of_an_expert_by_hand(tokens: torch.Tensor) -> None:
     """Mixtral: routing weight times silu(gate) times what the up projection reads, from the Hugging Face weights."""
     model = zoo.bridge("mixtral")

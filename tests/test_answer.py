@@ -6,6 +6,8 @@ from helpers import zoo
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_log_probs_add_up_to_the_answer_s(family: str) -> None:

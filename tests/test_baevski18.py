@@ -119,6 +119,7 @@ def test_the_full_size_configuration():
     assert sum(p.numel() for p in load().original_model.parameters()) == tiny.n_parameters
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -314,6 +315,7 @@ def parts() -> loading.Contents:
     return loading.read(fairseq.fixture(), fairseq.DATA / "dict.txt")
 
 
+@pytest.mark.any_release
 def test_without_a_planted_mistake_the_bare_module_agrees(parts):
     """The comparison that the planted mistakes are held against."""
     log_probs, inside = module_errors(dict(parts.state), parts.config)
@@ -321,6 +323,7 @@ def test_without_a_planted_mistake_the_bare_module_agrees(parts):
     assert inside < RESIDUALS
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("mistake", IN_THE_STATE)
 def test_a_mistake_in_the_weights_is_seen(mistake, parts):
     """Wrong rows, names or signs of stored tensors."""
@@ -330,6 +333,7 @@ def test_a_mistake_in_the_weights_is_seen(mistake, parts):
     assert log_probs > 10 * LOG_PROBS or inside > 2 * RESIDUALS
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("mistake", IN_THE_MODULE)
 def test_a_mistake_in_the_computation_is_seen(mistake, parts, monkeypatch):
     """Another formula than fairseq's."""
@@ -339,6 +343,7 @@ def test_a_mistake_in_the_computation_is_seen(mistake, parts, monkeypatch):
     assert log_probs > 10 * LOG_PROBS or inside > 2 * RESIDUALS
 
 
+@pytest.mark.any_release
 def test_a_wrong_eps_is_seen(parts, monkeypatch):
     """The smallest of all: 6e-5 in the residual stream."""
     own = torch.nn.LayerNorm.__init__

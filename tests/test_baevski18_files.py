@@ -25,7 +25,7 @@ from tl_subvalues.baevski18.checkpoint import read_checkpoint
 from tl_subvalues.baevski18.dictionary import make_tokenizer, read_dictionary
 from tl_subvalues.command import cli
 
-pytestmark = pytest.mark.bridge
+pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
 DICTIONARY = fairseq.DATA / "dict.txt"
 
 
@@ -209,6 +209,7 @@ def test_other_ways_to_say_the_same(style, tmp_path):
     torch.testing.assert_close(model(torch.tensor([tokens]))[0].double(), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.each_release
 def test_a_model_trained_with_bos_starts_with_it(tmp_path):
     """add_bos_token: `<s>` in front, not `</s>`."""
     model = load(*fairseq.write(tmp_path, fairseq.make_checkpoint(add_bos_token=True)))
@@ -294,6 +295,7 @@ def test_names_of_2018_are_read(tmp_path):
     torch.testing.assert_close(model(torch.tensor([[2, 9, 33]]))[0].double(), expected, atol=1e-4, rtol=0)
 
 
+@pytest.mark.each_release
 def test_half_precision_is_upcast(tmp_path):
     """A file saved in float16 is computed in float32, unless another dtype is asked for."""
     checkpoint = fairseq.make_checkpoint()
@@ -384,6 +386,7 @@ def _tokenizer() -> Any:
     return make_tokenizer(read_dictionary(DICTIONARY))
 
 
+@pytest.mark.each_release
 def test_unknown_words_are_warned_of_by_name_once(tmp_path):
     """In a prompt of trace as in to_tokens: one warning, which names each word once; a known prompt has none."""
     model = load(*fairseq.write(tmp_path, fairseq.make_checkpoint()))
@@ -407,6 +410,7 @@ def test_an_unknown_target_is_refused(tmp_path):
         assert tlsv.trace(model, "w5", " w7").target_id == 7
 
 
+@pytest.mark.each_release
 def test_text_goes_in_and_comes_out(tmp_path):
     """BOS by default and not when refused; newlines as </s>; to_string, to_str_tokens, batches padded with <pad>."""
     model = load(*fairseq.write(tmp_path, fairseq.make_checkpoint()))
@@ -422,6 +426,7 @@ def test_text_goes_in_and_comes_out(tmp_path):
 # Conversion, loading by name, the command, the entry point.
 
 
+@pytest.mark.each_release
 def test_converted_it_is_the_same_and_holds_no_pickle(tmp_path):
     """Same bits in every log-probability; safetensors, JSON and the dictionary, and nothing else."""
     out = tmp_path / "out"
@@ -485,6 +490,7 @@ def command(*arguments: str) -> int:
     return 0
 
 
+@pytest.mark.each_release
 @pytest.mark.slow
 def test_the_command_converts_and_traces(tmp_path, capsys):
     """convert CHECKPOINT DICT OUT, then trace --model baevski18:OUT; an unknown word is named on standard error."""
@@ -520,6 +526,7 @@ def test_the_command_refuses_in_one_line(tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+@pytest.mark.each_release
 def test_the_entry_point_names_the_adapter(monkeypatch):
     """What pyproject.toml declares is what TransformerLens discovers, and it knows the architecture."""
     from transformer_lens.factories import architecture_adapter_factory as factory

@@ -16,7 +16,7 @@ import tl_subvalues as tlsv
 from tl_subvalues.baevski18 import adaptive
 from tl_subvalues.numerics.distributions import distributions_of
 
-pytestmark = pytest.mark.bridge
+pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
 PROMPT = [2, 9, 33, 58, 12, 4]
 # A word of each band of the default shape, its first and its last where they might be mistaken for a neighbour's.
 TARGETS = (7, 11, 12, 29, 30, 60)
@@ -80,6 +80,7 @@ def test_tiny_and_huge_subvalues_keep_their_digits(made, length):
         torch.testing.assert_close(found, expected, atol=1e-9 * length + 1e-14, rtol=1e-6 if length < 1 else 1e-9)
 
 
+@pytest.mark.each_release
 def test_every_table_is_brute_force(made):
     """Every part of every table, for words of several bands: p(w | x + v) and p(w | x) by the second implementation."""
     for target in TARGETS[::2]:
@@ -250,6 +251,7 @@ def tlsv_columns(reference: fairseq.Reference, x: Tensor) -> Tensor:
 BOTH = [False, pytest.param(True, marks=pytest.mark.hooked)]
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("hooked", BOTH)
 def test_hooks_are_live(hooked, tmp_path):
     """What a hook returns is used: pattern, scores, values, FFN activations, embedding, positions, the last stream."""
@@ -274,6 +276,7 @@ def test_hooks_are_live(hooked, tmp_path):
     torch.testing.assert_close(zeroed[0], made.reference.log_probs(torch.zeros(len(PROMPT), 32)), atol=1e-10, rtol=0)
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("hooked", BOTH)
 def test_the_view_answers_what_switches_a_neuron_on(hooked, tmp_path):
     """Keys, biases and norms: they give the run's values and pre-activations from its residual stream."""
@@ -293,6 +296,7 @@ def test_the_view_answers_what_switches_a_neuron_on(hooked, tmp_path):
         )
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_is_traced(dtype, tmp_path):
     """Everything is read in float32; the model's own rounding is what is left."""
@@ -304,6 +308,7 @@ def test_half_precision_is_traced(dtype, tmp_path):
     assert trace.readout.log_probs(torch.zeros(32)).dtype == torch.float32
 
 
+@pytest.mark.each_release
 @pytest.mark.slow
 @pytest.mark.parametrize("hooked", BOTH)
 def test_generation_is_greedy_decoding(hooked, tmp_path):
@@ -325,6 +330,7 @@ def test_generation_is_greedy_decoding(hooked, tmp_path):
     assert said.split()[-5:] == made.model.to_string(torch.tensor(tokens[-5:])).split()
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("hooked", BOTH)
 def test_what_would_change_the_model_is_refused(hooked, tmp_path):
     """Folding norms and centring, under all their names: one sentence, and the model is as it was."""
@@ -348,6 +354,7 @@ def test_the_hooked_transformer_is_traced_alike(tmp_path):
         assert (both["log_prob_increase"] - both["log_prob_increase_hooked"]).abs().max() < 1e-10
 
 
+@pytest.mark.each_release
 def test_without_hooked_transformer_the_way_out_is_named(tmp_path, monkeypatch):
     """On TransformerLens 4 hooked=True is refused in one sentence."""
     if zoo.has_hooked_transformer():
@@ -356,6 +363,7 @@ def test_without_hooked_transformer_the_way_out_is_named(tmp_path, monkeypatch):
         Model(tmp_path, "tied", hooked=True)
 
 
+@pytest.mark.each_release
 def test_left_padded_batches_and_cached_runs(made):
     """A batch of texts, as TransformerLens pads it on either side, reads as its texts do alone."""
     texts = ["w9 w33 w58 w12", "w20 w5"]
@@ -368,6 +376,7 @@ def test_left_padded_batches_and_cached_runs(made):
             torch.testing.assert_close(logits[row][real], alone, atol=1e-10, rtol=0)
 
 
+@pytest.mark.each_release
 def test_the_loss_is_that_of_the_log_probs(made):
     """TransformerLens's loss takes the log-softmax once more, which changes nothing."""
     tokens = torch.tensor([PROMPT])

@@ -14,6 +14,8 @@ from tl_subvalues.command import report, screen
 from tl_subvalues.labels import parse_label
 from tl_subvalues.upstream import chosen, gradient
 
+pytestmark = pytest.mark.any_release
+
 UNITS = ("sublayer", "head", "head_position", "attn_neuron", "ffn_neuron")
 # Before release 4, hybrids' sources are not all there, and outputs are shown that nothing follows from.
 FAMILIES = ("gpt2", "llama", "gemma3", "gpt_neox_parallel", "mixtral", "qwen2_moe")
@@ -27,6 +29,7 @@ def at_the_end(label: str, unit: str) -> str:
     return label.rpartition(joint)[0]
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("family", FAMILIES)
 def test_they_are_those_of_effects(family: str, tokens: Tensor) -> None:
     """Of every unit, all rows, in an order of their own and units mixed."""
@@ -74,6 +77,7 @@ def test_increases_and_effects_differ(tokens: Tensor) -> None:
     assert (table["total_effect"] - table["log_prob_increase"]).abs().max() > 1e-2
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("family", sorted(COPIED))
 def test_a_report_without_effects(family: str, tokens: Tensor) -> None:
     """Where no gradient reaches a sublayer, the tables are as before and a note says why."""
@@ -83,6 +87,7 @@ def test_a_report_without_effects(family: str, tokens: Tensor) -> None:
     assert any("No total effects, for: " in note and "use TransformerLens 4" in note for note in made.notes)
 
 
+@pytest.mark.each_release
 def test_effects_of_another_run_are_refused(tokens: Tensor) -> None:
     """The gradient is of the model as it is, not of the run under hooks."""
     model = zoo.model("llama")

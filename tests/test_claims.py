@@ -17,7 +17,7 @@ from helpers.demos import DEMOS, demo
 import tl_subvalues as tlsv
 from tl_subvalues.decomposition.components import written
 
-pytestmark = pytest.mark.bridge
+pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
 CLAIMS = ("a_sums", "b_curves", "c_scores", "d_activation", "e_capital", "f_knock_out")
 FACT = pd.Series({"kind": "capital", "prompt": "The capital of France is", "target": "Paris", "country": "France"})
 

@@ -11,6 +11,8 @@ import pandas as pd
 import pytest
 from helpers.command import run, tiny_folder
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -38,6 +40,7 @@ def test_it_prints_every_section(folder: Path, capsys: pytest.CaptureFixture[str
     assert [len(table.splitlines()) - 2 for table in tables] == [4] * 7
 
 
+@pytest.mark.each_release
 def test_json_holds_what_is_shown(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Schema version, prompt, target, all tables with their words and certificates; the same numbers as the text."""
     target = tmp_path / "out.json"
@@ -207,6 +210,7 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0." in capsys.readouterr().out
 
 
+@pytest.mark.each_release
 @pytest.mark.slow
 def test_the_installed_program(folder: Path) -> None:
     """The console script runs, is quiet on standard error and leaves no traceback on bad input."""

@@ -16,6 +16,8 @@ import tl_subvalues as tlsv
 from tl_subvalues.command import fact_tables, report, screen, start_up
 from tl_subvalues.study import evaluate as evaluation
 
+pytestmark = pytest.mark.any_release
+
 FACTS = """kind,prompt,target,against
 a,w3 w4 w5,w6,w9
 b,w3 w7,"[""w8"", ""w2""]",w9

@@ -11,6 +11,8 @@ from helpers import zoo
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 LONG, SHORT = [5, 9, 7, 30, 41], [8, 9, 12]
 UNITS = ("sublayer", "head", "head_position", "attn_neuron", "ffn_neuron")
 

@@ -7,6 +7,8 @@ from helpers.brute_force import BruteForce, FrozenNorm, LinearMap
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "olmo2", "granite"])
 def test_vocabulary_through_a_head(family: str, tokens: torch.Tensor) -> None:

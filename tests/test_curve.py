@@ -7,6 +7,8 @@ from helpers.brute_force import BruteForce
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "phi", "olmo2", "cohere"])
 @pytest.mark.parametrize("scale", ["frozen", "recomputed"])

@@ -8,6 +8,8 @@ import pytest
 from helpers import zoo
 from helpers.facts import make_facts
 
+pytestmark = pytest.mark.any_release
+
 DEMOS = Path(__file__).parents[1] / "demos"
 
 

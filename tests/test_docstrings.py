@@ -9,6 +9,8 @@ import pytest
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 
 def documented() -> Iterator[Any]:
     """Public names and what is public of classes among them."""
@@ -19,7 +21,6 @@ def documented() -> Iterator[Any]:
             yield from (member for key, member in vars(one).items() if not key.startswith("_"))
 
 
-@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_examples_run() -> None:

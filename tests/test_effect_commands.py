@@ -12,6 +12,8 @@ from helpers.command import run, tiny_folder
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 PROMPT = "w3 w4 w5"
 
 

@@ -15,6 +15,8 @@ from tl_subvalues.study.effect_rankings import integrated_gradients
 from tl_subvalues.study.ranked import ATTN_NEURONS, Ranking
 from tl_subvalues.study.rankings import chosen_rankings
 
+pytestmark = pytest.mark.any_release
+
 TARGET, POSITION = 17, 5
 RULES = ("gradient", "frozen", "half")
 
@@ -86,6 +88,7 @@ def test_increases_of_heads_and_attention_neurons(trace: tlsv.Trace, unit: str, 
     assert sorted(ranking(trace).tolist(), reverse=True) == pytest.approx(ordered[by].tolist())
 
 
+@pytest.mark.each_release
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
 def test_integrated_gradients_add_up(family: str, tokens: Tensor) -> None:
@@ -100,6 +103,7 @@ def test_integrated_gradients_add_up(family: str, tokens: Tensor) -> None:
     assert errors[1] < errors[0]
 
 
+@pytest.mark.each_release
 def test_the_mean_gradient_by_hand(tokens: Tensor) -> None:
     """Two midpoints, autograd through a model whose FFN outputs are put in place."""
     model = zoo.bridge("llama", dtype=torch.float64)
@@ -119,6 +123,7 @@ def test_the_mean_gradient_by_hand(tokens: Tensor) -> None:
     assert expected.abs().max() > 0.01
 
 
+@pytest.mark.each_release
 def test_integrated_gradients_of_another_run_are_refused(tokens: Tensor) -> None:
     """What was traced under a hook is no run of the plain model, whose gradients these are."""
     model = zoo.bridge("llama")

@@ -35,6 +35,7 @@ FAMILIES = [
 ]
 
 
+@pytest.mark.few_families
 @pytest.mark.parametrize("rule", ["frozen", "half"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vectors_led_forward_through_a_frozen_model(family: str, rule: Any, tokens: Tensor) -> None:
@@ -58,6 +59,7 @@ def test_vectors_led_forward_through_a_frozen_model(family: str, rule: Any, toke
             assert abs(row.total_effect - expected) < 2e-4 * max(1.0, size), (unit, row.label)
 
 
+@pytest.mark.few_families
 @pytest.mark.parametrize("family", sorted({*zoo.DENSE, *zoo.MIXTURES}))
 def test_sums(family: str, tokens: Tensor) -> None:
     """In every family: embeddings and biases, and all that is added at the end, add up; parts give their wholes."""
@@ -121,6 +123,7 @@ def test_mixers_are_refused_by_name(family: str, tokens: Tensor) -> None:
         trace.effects(rule="frozen")
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("against", [None, [9, 3], "rest"])
 def test_targets(against: Any, tokens: Tensor) -> None:
     """Sets, contrasts and log-odds: the score is ⟨x, gradient⟩, and the gradient what finite differences give."""
@@ -134,12 +137,14 @@ def test_targets(against: Any, tokens: Tensor) -> None:
     assert embedded["total_effect"].sum() == pytest.approx(embedded.attrs["score"], abs=1e-3)
 
 
+@pytest.mark.any_release
 def test_a_contrast_of_two_words_is_its_own_score(tokens: Tensor) -> None:
     """Without a bias in the final norm or the unembedding, the score is the whole logit difference."""
     trace = tlsv.trace(zoo.bridge("llama"), tokens, TARGET, against=5)
     assert trace.effects(rule="frozen").attrs["score"] == pytest.approx(trace.log_prob_diff, abs=1e-4)
 
 
+@pytest.mark.any_release
 def test_rows_and_columns(tokens: Tensor) -> None:
     """Highest first, by size or by sign; `last` keeps the trace's own position; labels and columns as promised."""
     trace = tlsv.trace(zoo.bridge("llama"), tokens, TARGET)
@@ -169,6 +174,7 @@ def test_rows_and_columns(tokens: Tensor) -> None:
     assert set(trace.effects("embedding", top=None)["label"]) == {f"embed@{p}" for p in range(7)}
 
 
+@pytest.mark.any_release
 def test_experts_neurons(tokens: Tensor) -> None:
     """With their expert, routing weights in the coefficient; idle experts do nothing."""
     trace = tlsv.trace(zoo.bridge("mixtral"), tokens, TARGET)
@@ -180,6 +186,7 @@ def test_experts_neurons(tokens: Tensor) -> None:
         assert here[f"{row.label}@6"] == pytest.approx(row.coefficient, abs=1e-5)
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -198,6 +205,7 @@ def test_refusals(arguments: dict[str, Any], message: str, tokens: Tensor, monke
         trace.effects(**arguments)
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize(("share", "expected"), [(0.5, {2}), (0.2, set())])
 def test_a_sink_is_marked(share: float, expected: set[int], tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """A position that later ones look at with more than a quarter of their attention; others cannot see it."""
@@ -219,6 +227,7 @@ def plain_rms(self: Any, x: Tensor) -> Tensor:
     return self.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon))
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.real_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -248,6 +257,7 @@ def test_the_real_model_equals_the_fixture(dtype: torch.dtype, monkeypatch: pyte
                 assert neurons.attrs["score"] == pytest.approx(expected["score"], abs=tolerance)
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_the_gradient_predicts_ablation() -> None:

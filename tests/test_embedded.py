@@ -18,7 +18,7 @@ import tl_subvalues as tlsv
 from tl_subvalues.loading import embedded, fetch, ggufs, models, progress
 from tl_subvalues.progress import watched
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_release]
 
 
 @pytest.fixture(scope="module")
@@ -46,6 +46,7 @@ def kept(cache: Path) -> list[str]:
     return sorted(path.name for path in cache.iterdir() if not path.name.endswith(".lock"))
 
 
+@pytest.mark.each_release
 def test_fetched_converted_and_kept(cache: Path, small: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first use makes a folder with the hash of every file in it; the second neither fetches nor converts."""
     model = tlsv.load_model(device="cpu")
@@ -219,6 +220,7 @@ def test_who_watches(terminal: int, kernel: int, expected: bool, monkeypatch: py
     assert watched() is expected
 
 
+@pytest.mark.each_release
 @pytest.mark.real_model
 def test_the_embedded_model_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once there, it is neither fetched nor converted again, and carries no quantization_config."""

@@ -19,6 +19,8 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 TESTS = Path(__file__).parent
 
 
@@ -43,6 +45,7 @@ def without(model: Any, prompt: str, target: str, labels: list[str]) -> tuple[fl
     return float(own[token]), 1 + int((own > own[token]).sum())
 
 
+@pytest.mark.each_release
 def test_evaluate_by_hand(model: Any) -> None:
     """Every mean, against neurons cut out of the weights one fact at a time."""
     table = tlsv.evaluate(model, FACTS, **SMALL)

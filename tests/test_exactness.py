@@ -30,6 +30,7 @@ def test_sums_are_checked_against_their_own_size(
         tlsv.trace(model, tokens, 5)
 
 
+@pytest.mark.few_families
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", sorted(zoo.DENSE))
 def test_half_precision_is_not_refused(family: str, dtype: torch.dtype, tokens: torch.Tensor) -> None:

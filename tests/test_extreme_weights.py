@@ -10,6 +10,8 @@ import tl_subvalues as tlsv
 from tl_subvalues.numerics.softmax import Columns, Softmax
 from tl_subvalues.readout.measures import AllBut
 
+pytestmark = pytest.mark.any_release
+
 
 def test_many_words_add_up_to_one() -> None:
     """Over 262,144 words, float32 sums are off by 1e-4; the distributions that increases start from are not."""

@@ -16,6 +16,8 @@ import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of
 from tl_subvalues.study.facts import check_facts, read_rows
 
+pytestmark = pytest.mark.any_release
+
 PROMPTS = ["w30 w41 w52", "w33 w47", "w58 w39 w44 w36"]
 TARGETS: list[Any] = ['["w35", "w46"]', "w40", '["w57", 31]']
 AGAINST: list[Any] = ["w50", '["w36", "w37"]', "rest"]

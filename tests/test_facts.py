@@ -9,6 +9,8 @@ from helpers import zoo
 from tl_subvalues.model_view import view_of
 from tl_subvalues.study.facts import check_facts, read_rows
 
+pytestmark = pytest.mark.any_release
+
 BAD = (
     "kind,prompt,target\n"
     "a,w3 w4,w5\n"  # 2

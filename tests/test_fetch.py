@@ -10,7 +10,7 @@ from helpers import package_index
 import tl_subvalues as tlsv
 from tl_subvalues.loading import embedded, fetch, index
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_release]
 
 CONTENT = b"GGUF and then some " * 1000
 

@@ -13,7 +13,7 @@ from helpers.rows import RowsByHand
 import tl_subvalues as tlsv
 from tl_subvalues.rows import rows as rows_module
 
-pytestmark = pytest.mark.bridge
+pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
 FAMILIES = ["gpt2", "llama", "gemma2", "gpt_neox_parallel", "granite", "cohere", "mixtral"]
 SEVERAL = ["deepseek_v3", "qwen2_moe", "gpt_oss", "olmo2", "phi"]  # slow: outside `zoo.QUICK`
 WORDS = [9, 33, 58]

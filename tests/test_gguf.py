@@ -18,6 +18,8 @@ import tl_subvalues as tlsv
 from tl_subvalues.command import cli
 from tl_subvalues.loading import ggufs, models
 
+pytestmark = pytest.mark.any_release
+
 # Gemma's files do not say what attention is scaled by: transformers takes its default.
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
@@ -55,6 +57,7 @@ def traced(model: Any) -> torch.Tensor:
     return found
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize(
     ("family", "tied"),
     [("llama", True), ("llama", False), ("qwen2", False), ("gemma3", True)]
@@ -85,6 +88,7 @@ def test_half_precision_and_quantised_files(tmp_path: Path) -> None:
     torch.testing.assert_close(traced(model), log_probs(hf), atol=2e-5, rtol=0)
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("kind", ["gpt2", "llama"])
 def test_the_tokenizer_is_the_file_s(kind: str, tmp_path: Path) -> None:
     """Words, and whether a prompt gets a BOS: as the file says, else as llama.cpp's default has it."""
@@ -320,6 +324,7 @@ def with_positions(family: str, scaling: dict[str, Any]) -> Any:
     return zoo.hf_model(family, head_dim=32, **rotary(scaling))
 
 
+@pytest.mark.each_release
 def test_llama_3_s_rotary_positions(tmp_path: Path) -> None:
     """A file has them as a tensor, which transformers passes over; other factors are refused."""
     hf = with_positions("llama", LLAMA3) if zoo.has_bridge() else zoo.hf_model("llama", **rotary(LLAMA3))
@@ -335,6 +340,7 @@ def test_llama_3_s_rotary_positions(tmp_path: Path) -> None:
         tlsv.load_model(str(gguf_files.write(tmp_path / "b.gguf", "llama", hf, fields=write)), device="cpu")
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("factor", [4.0, 1.0])
 def test_linear_rotary_positions(factor: float, tmp_path: Path) -> None:
     """A field, which transformers passes over too."""
@@ -353,6 +359,7 @@ def test_linear_rotary_positions(factor: float, tmp_path: Path) -> None:
     torch.testing.assert_close(traced(tlsv.load_model(file, device="cpu")), log_probs(hf), atol=2e-5, rtol=0)
 
 
+@pytest.mark.each_release
 @pytest.mark.bridge
 def test_gemma_2_s_soft_caps(tmp_path: Path) -> None:
     """Fields of the file, where transformers takes its defaults."""

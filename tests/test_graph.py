@@ -16,6 +16,8 @@ from torch import Tensor
 import tl_subvalues as tlsv
 from tl_subvalues.labels import parse_label
 
+pytestmark = pytest.mark.any_release
+
 EXPECTED = json.loads((Path(__file__).parent / "data" / "frozen_effects.json").read_text(encoding="utf-8"))
 TARGET = 17
 FAMILIES = ["gpt2", "llama_biased_tied", "gemma3", "olmo2", "gpt_neox_parallel", "opt"]
@@ -60,6 +62,7 @@ def test_vectors_led_forward_through_attention_alone(family: str, rule: Any, tok
     assert set(graph.edges["source"]) >= {"others", "bias", "embed@0"}
 
 
+@pytest.mark.each_release
 @pytest.mark.bridge
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "mixtral", "qwen3_moe", "gptj", "starcoder2"])
 def test_sums(family: str, tokens: Tensor) -> None:

@@ -101,6 +101,7 @@ ARCHITECTURES = {
 }
 
 
+@pytest.mark.few_families
 @pytest.mark.parametrize("family", list(ARCHITECTURES))
 @given(data=st.data(), compatibility=flag, seed=st.integers(0, 10**6), length=st.integers(1, 8))
 # Ten of each family, 210 in all. Shrinking a failure would boot hundreds of models.

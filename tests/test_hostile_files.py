@@ -28,6 +28,8 @@ from tl_subvalues.baevski18.dictionary import read_dictionary
 from tl_subvalues.command import cli
 from tl_subvalues.errors import shown, shown_value
 
+pytestmark = pytest.mark.any_release
+
 ROOM = 2**30  # bytes that a test may take beside what the process has
 
 
@@ -291,6 +293,7 @@ def test_numbers_beyond_a_dtype_are_refused(tmp_path: Path) -> None:
         loading.read(*paths, torch.float16)
 
 
+@pytest.mark.each_release
 @pytest.mark.skipif(not zoo.has_bridge(), reason="Baevski & Auli's model needs TransformerLens 3.9")
 def test_masks_of_a_long_context_are_refused(tmp_path: Path) -> None:
     """HookedTransformer keeps one of n_ctx² in every layer; the way out is the bridge, which has none."""

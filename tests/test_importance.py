@@ -10,6 +10,8 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 TOKEN = 9
 FAMILIES = ("llama", "gemma2", "granite")
 

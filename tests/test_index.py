@@ -25,7 +25,7 @@ import tl_subvalues as tlsv
 from tl_subvalues.loading.embedded import embedded_folder
 from tl_subvalues.rows import index as index_module
 
-pytestmark = pytest.mark.bridge
+pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
 CLOSE = 2e-5
 SMALL = {"k": 4, "by": "bs_value"}
 

@@ -329,6 +329,7 @@ def test_half_precision(family: str, dtype: torch.dtype, tokens: Tensor) -> None
     assert (log_probs(model, tokens)[0, -1] - whole).abs().max() > 0.2
 
 
+@pytest.mark.any_release
 def test_a_set_for_every_row_of_a_batch(tokens: Tensor) -> None:
     """Hooks with one set of components a row do to each row what its own hooks do; no other batch will do."""
     model = zoo.model("llama")
@@ -446,6 +447,7 @@ def test_after_an_earlier_ablation_a_share_is_the_ablated_run_s(tokens: Tensor) 
     assert torch.allclose(one_by_one, whole, atol=TOLERANCE)
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("labels", "arguments", "says"),
     [
@@ -468,6 +470,7 @@ def test_bad_input(labels: list[str], arguments: dict[str, Any], says: str) -> N
         tlsv.ablation_hooks(zoo.model("llama"), labels, **arguments)
 
 
+@pytest.mark.any_release
 def test_what_type_checkers_would_catch() -> None:
     """A truth value is no factor, and a fraction no position."""
     view = view_of(zoo.model("llama"))
@@ -508,6 +511,7 @@ def test_heads_and_sublayers_beside_experts(tokens: Tensor) -> None:
         assert (log_probs(model, tokens, tlsv.ablation_hooks(model, label)) - base).abs().max() > 1e-3
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma2", "gpt_neox_parallel"])
 @pytest.mark.parametrize("mode", ["zero", 0.5])
 def test_labels_that_say_where(family: str, mode: Any, tokens: Tensor) -> None:
@@ -538,6 +542,7 @@ def test_labels_that_say_where(family: str, mode: Any, tokens: Tensor) -> None:
         ablated(["L1N3@9"])
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("position", [None, 5])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_what_another_label_holds_is_ablated_once(family: str, position: int | None, tokens: Tensor) -> None:

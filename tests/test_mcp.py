@@ -16,7 +16,7 @@ from mcp.client.stdio import StdioServerParameters, stdio_client
 import tl_subvalues as tlsv
 from tl_subvalues.command import mcp
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_release]
 PROMPT = "w3 w4 w5"
 
 

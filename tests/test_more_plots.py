@@ -13,6 +13,8 @@ from tl_subvalues.show import plots
 matplotlib.use("Agg")
 from matplotlib import colors, pyplot
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture
 def ax():

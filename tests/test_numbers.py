@@ -12,6 +12,8 @@ from torch import Tensor
 import tl_subvalues as tlsv
 from tl_subvalues.model_view.indexing import whole_number
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture(scope="module")
 def case(tokens: Tensor) -> tuple[Any, tlsv.Trace, Any]:

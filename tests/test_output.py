@@ -9,6 +9,8 @@ import pytest
 
 from tl_subvalues.study.output import write_table
 
+pytestmark = pytest.mark.any_release
+
 TABLE = pd.DataFrame({"label": ["L0N1", "é\x1b"], "sum_increase": [1.5, -0.25]})
 
 

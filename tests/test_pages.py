@@ -13,6 +13,8 @@ from helpers.pages import ROOT, anchors, local_links, pages, shell_lines
 from tl_subvalues.command import cli
 from tl_subvalues.command.report import Report
 
+pytestmark = pytest.mark.any_release
+
 ELSEWHERE = {"README.md", "baevski18.md", "orders.md"}  # run in test_readme.py, and held to what they say
 
 
@@ -29,7 +31,6 @@ def runnable() -> list[Any]:
     return found
 
 
-@pytest.mark.any_release
 @pytest.mark.parametrize("page", runnable())
 def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Block after block, on the embedded model; "gpt2" is a tiny random one in a folder of that name."""
@@ -38,7 +39,6 @@ def test_its_python_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     readme_blocks.run(page)
 
 
-@pytest.mark.any_release
 @pytest.mark.parametrize("page", pages(), ids=lambda page: str(page.relative_to(ROOT)))
 def test_its_commands_and_links_exist(page: Path) -> None:
     """Sub-commands with their options, make targets, files and headings."""
@@ -56,7 +56,6 @@ def test_its_commands_and_links_exist(page: Path) -> None:
         assert not anchor or anchor in anchors(path), link
 
 
-@pytest.mark.any_release
 def test_the_json_s_keys_are_explained() -> None:
     """Every key of the command's JSON but the tables' stands on the page on files."""
     page = (ROOT / "docs" / "reference" / "formats.md").read_text(encoding="utf-8")

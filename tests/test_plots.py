@@ -15,6 +15,8 @@ from tl_subvalues.command.pictures import save_all
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture(scope="module")
 def trace(tokens: torch.Tensor) -> tlsv.Trace:

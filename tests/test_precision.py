@@ -10,6 +10,8 @@ from tl_subvalues.model_view import view_of
 from tl_subvalues.readout.asked import Asked
 from tl_subvalues.tracing.prompt import trace_of_run
 
+pytestmark = pytest.mark.any_release
+
 TARGET = 9
 HALF = (torch.bfloat16, torch.float16)
 
@@ -93,6 +95,7 @@ def test_the_pretended_devices_object_like_real_ones() -> None:
         assert a.device == torch.device("cuda:1")
 
 
+@pytest.mark.each_release
 def test_the_functional_core_brings_its_arguments_together(tokens: torch.Tensor) -> None:
     """Residual stream and subvalues on another device and in another dtype than the readout."""
     model = build("ln_gelu") if zoo.has_hooked_transformer() else build("gpt2")

@@ -12,6 +12,8 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 
 def states(text: str) -> list[str]:
     """What stood on the screen's line, one after the other."""

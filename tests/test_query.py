@@ -8,6 +8,8 @@ from helpers import zoo
 import tl_subvalues as tlsv
 from tl_subvalues.upstream import query
 
+pytestmark = pytest.mark.any_release
+
 UNITS = {"sublayer": "query_layers", "head": "query_heads", "head_position": "query_head_positions"}
 
 

@@ -11,6 +11,8 @@ import tl_subvalues as tlsv
 from tl_subvalues.labels import ffn_neuron_label
 from tl_subvalues.study.rankings import at_random, chosen_rankings
 
+pytestmark = pytest.mark.any_release
+
 TARGET = 17
 LABELS = [ffn_neuron_label(layer, neuron) for layer in range(2) for neuron in range(48)]
 
@@ -46,6 +48,7 @@ def test_sizes_and_attribution(case: tuple[Any, tlsv.Trace, Any]) -> None:
     assert torch.allclose(tlsv.RANKINGS["direct_logit_attribution"](trace), expected, atol=1e-4)
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_gradient_is_the_hugging_face_model_s(family: str, tokens: Tensor) -> None:
     """The derivative of log p by every coefficient, by autograd on the wrapped model's own modules."""
@@ -77,6 +80,7 @@ def all_kinds() -> list[Any]:
     return [*(("bridge", family) for family in ("gpt2", "bloom", "gptj", "phi", "olmo2")), *marked]
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("built", all_kinds())
 def test_gradient_is_the_slope_of_a_factor(built: tuple[str, str], tokens: Tensor) -> None:
     """Of log p by a factor on the neuron's coefficient, at 1: from two runs with the factor a little off."""

@@ -6,10 +6,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+pytestmark = pytest.mark.any_release
+
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-@pytest.mark.any_release
 def test_the_page_s_table_is_the_file_s() -> None:
     """Every row, made again from the lines of the parts."""
     spec = importlib.util.spec_from_file_location("make_reading_words", DOCS / "make_reading_words.py")
@@ -28,7 +29,6 @@ def test_the_page_s_table_is_the_file_s() -> None:
         assert f"{line}{row.different} |" in page
 
 
-@pytest.mark.any_release
 def test_the_rule() -> None:
     """Its lists, stems of four letters both ways, and small words that do not count."""
     spec = importlib.util.spec_from_file_location("make_reading_words", DOCS / "make_reading_words.py")

@@ -66,6 +66,7 @@ def test_the_page_on_baevski18_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         cli.cli.main(shlex.split(line), standalone_mode=False)
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.real_model
 def test_its_finding_is_true() -> None:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 FAMILIES = ("llama", "gpt2", "gemma2", "cohere", "granite")
 SCALES = (torch.tensor(2.5), "recomputed")
 
@@ -114,6 +116,7 @@ def test_a_frozen_scale_may_be_a_number(pair):
     close(tlsv.Readout(model, scale=1.5).log_probs(x), plain.log_probs(x, 1.5))
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("compatibility", [False, True])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_last_residual_reads_as_the_models_own_log_probs(family, compatibility, tokens):
@@ -243,6 +246,7 @@ def test_an_unembedding_that_is_no_linear_layer_is_called(family, scale):
     close(tlsv.log_prob_increase(readout, x, v, 9), expected)
 
 
+@pytest.mark.each_release
 def test_a_model_with_its_own_unembedding_can_be_traced(tokens):
     """The whole trace works where W_U cannot be read, and its increases are those of the linear layer it stands for."""
     plain, own = zoo.bridge("llama"), zoo.bridge("llama")

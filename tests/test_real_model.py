@@ -48,6 +48,7 @@ def test_sublayers_and_heads(trace: tlsv.Trace) -> None:
     np.testing.assert_allclose(at, np.ravel(EXPECTED["head_positions"]), atol=TOLERANCE)
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 def test_top_neurons(trace: tlsv.Trace) -> None:
     """The strongest FFN and attention neurons, and the k-th values for k up to 300."""
@@ -62,6 +63,7 @@ def test_top_neurons(trace: tlsv.Trace) -> None:
             assert table.iloc[int(k) - 1] == pytest.approx(value, abs=TOLERANCE)
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 def test_a_few_evaluations_certify_the_top_300(trace: tlsv.Trace) -> None:
     """Of 46,080 FFN and 86,400 attention neurons, fewer than 500 are evaluated."""
@@ -72,6 +74,7 @@ def test_a_few_evaluations_certify_the_top_300(trace: tlsv.Trace) -> None:
         assert certificate["kth_value"] > certificate["last_bound"]
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 def test_vocabulary(trace: tlsv.Trace) -> None:
     """The tokens that L24N1005 promotes and suppresses, in order."""
@@ -80,6 +83,7 @@ def test_vocabulary(trace: tlsv.Trace) -> None:
         assert words.loc[words["side"] == side, "token_id"].tolist() == EXPECTED["vocab"][side]
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 def test_the_case_study(trace: tlsv.Trace) -> None:
     """L23H4 reads " France" and writes French words; L24N1005 writes capitals; attention +5.8, FFN +4.7 nats."""
@@ -98,6 +102,7 @@ def test_the_case_study(trace: tlsv.Trace) -> None:
     assert sums["mlp"] == pytest.approx(4.7, abs=0.05)
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 def test_bos_on_request(model) -> None:
     """prepend_bos=True puts the tokenizer's BOS in front."""
@@ -144,6 +149,7 @@ print(json.dumps({"short": short, "long": long, "sweep": sweep}))
 """
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads peak memory from Linux's /proc")
 def test_memory_stays_bounded(tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from rich.console import Console
 import tl_subvalues as tlsv
 from tl_subvalues.command import report, screen
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture(scope="module")
 def made(tokens: torch.Tensor) -> report.Report:

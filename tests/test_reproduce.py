@@ -11,7 +11,7 @@ from helpers.demos import demo
 
 import tl_subvalues as tlsv
 
-pytestmark = [pytest.mark.bridge, pytest.mark.slow]
+pytestmark = [pytest.mark.bridge, pytest.mark.slow, pytest.mark.any_release]
 TOKENS, TARGET, WORDS = [3, 9, 17, 5, 11], 7, 40
 
 

@@ -14,6 +14,8 @@ from helpers.facts import make_facts
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 PROMPT = "w5 w9 w20 w31"
 
 

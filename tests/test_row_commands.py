@@ -10,6 +10,8 @@ from helpers.command import run, tiny_folder
 import tl_subvalues as tlsv
 from tl_subvalues.study.neuron_facts import facts_of
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -21,6 +21,8 @@ from tl_subvalues.saved.document import SCHEMA
 from tl_subvalues.saved.opened import SavedTrace
 from tl_subvalues.saved.packing import packed, unpacked
 
+pytestmark = pytest.mark.any_release
+
 ROOT = Path(tlsv.__file__).parents[1]
 TABLES = ("layers", "heads", "head_positions", "attn_neurons", "ffn_neurons")
 
@@ -184,7 +186,6 @@ def test_scores_by_head_add_up_with_the_others(trace: tlsv.Trace, document: dict
     )
 
 
-@pytest.mark.any_release
 @pytest.mark.slow
 def test_opening_needs_neither_torch_nor_transformer_lens(path: Path, tmp_path: Path) -> None:
     """With both out of reach, and transformers too: tables, words, the graph, the page, the summary, a copy."""
@@ -205,7 +206,6 @@ print(repr(tlsv.open_trace({str(tmp_path / "copy")!r})))
     assert done.stdout.startswith("SavedTrace(")
 
 
-@pytest.mark.any_release
 @pytest.mark.slow
 def test_pandas_reads_the_tables(trace: tlsv.Trace, tmp_path: Path) -> None:
     """Each is a Parquet file of its own; nothing in the folder is a pickle."""
@@ -219,7 +219,6 @@ def test_pandas_reads_the_tables(trace: tlsv.Trace, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "t" / "trace.json").read_text())["schema"] == SCHEMA
 
 
-@pytest.mark.any_release
 def test_packing_keeps_what_pandas_has() -> None:
     """Missing numbers, infinite ones, whole numbers that may be missing, odd text, lists."""
     odd = "\x00\x1b[2J\u202e\ufffd\"'\\,\n</script>"
@@ -237,7 +236,6 @@ def test_packing_keeps_what_pandas_has() -> None:
     pd.testing.assert_frame_equal(unpacked(json.loads(text)), table)
 
 
-@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
@@ -281,7 +279,6 @@ def changed(document: dict[str, Any], *keys: Any, to: Any) -> dict[str, Any]:
 LABELS = ("tables", "ffn_neurons", "columns", "label")
 
 
-@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("keys", "to", "says"),
     [
@@ -333,7 +330,6 @@ def archived(path: Path, *names: str, content: bytes = b"{}") -> None:
             archive.writestr(name, content)
 
 
-@pytest.mark.any_release
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize(
     ("make", "says"),
@@ -393,7 +389,6 @@ def test_the_same_trace_gives_the_same_file(trace: tlsv.Trace, path: Path, tmp_p
     assert (tmp_path / "t.zip").read_bytes() == path.read_bytes()
 
 
-@pytest.mark.any_release
 def test_the_summary_is_text(document: dict[str, Any]) -> None:
     """Tokens of others are escaped, what has no shape is shown by its code; no script, style or link."""
     hostile = "</code><script>alert(1)</script>\u202e\x1b[2J\n"

@@ -16,6 +16,8 @@ from tl_subvalues.importance.bounds import SiteBounds, site_bounds
 from tl_subvalues.readout.reading import read
 from tl_subvalues.readout.targets import Target
 
+pytestmark = pytest.mark.any_release
+
 TABLES = ("heads", "head_positions", "attn_neurons", "ffn_neurons")
 FAMILIES = ("gpt2", "llama", "gptj", "olmo2", "granite", "cohere", "gemma3", "mpt")
 

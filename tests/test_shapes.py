@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.any_release]
 
 UNITS = ("sublayer", "head", "head_position", "attn_neuron", "ffn_neuron")
 TABLES = ("layers", "heads", "head_positions", "attn_neurons", "ffn_neurons")

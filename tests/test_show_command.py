@@ -7,6 +7,8 @@ from helpers.command import run, tiny_folder
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -13,6 +13,8 @@ from helpers.pages import ROOT
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 INTERNAL = {
     "tl_subvalues.Trace": {"candidates", "reading", "run", "readout", "table", "target", "with_words"},
     "tl_subvalues.TraceBatch": {"traces"},
@@ -22,7 +24,6 @@ ELSEWHERE = r'\bsrc="(?:https?:)?//|<link[^>]*rel="stylesheet"[^>]*//|url\(["\']
 PUBLIC_OF_READOUT = {"logits", "log_probs", "log_prob", "bs_values"}
 
 
-@pytest.mark.any_release
 @pytest.mark.slow
 def test_the_site(tmp_path: Path) -> None:
     """One build, for it takes some ten seconds."""

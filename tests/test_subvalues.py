@@ -47,6 +47,7 @@ def check(parts, expected: list[Tensor]) -> None:
     torch.testing.assert_close(parts.inner_products(covector), stack @ covector)
 
 
+@pytest.mark.any_release
 def test_weighted_values_by_hand():
     """z_p[h] = pattern[h, p] * v[p, h]."""
     pattern = torch.tensor([[0.25, 0.75], [1.0, 0.0]])  # [head, source]
@@ -57,12 +58,14 @@ def test_weighted_values_by_hand():
     assert batched[1].tolist() == (torch.tensor(expected) * 2).tolist()
 
 
+@pytest.mark.any_release
 def test_whole_subvalues():
     """Parts that are held are given as they are."""
     stack = draw(5, D_MODEL)
     check(WholeSubvalues(stack), list(stack))
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("passage", PASSAGES)
 def test_ffn_neurons(passage):
     """Part n is m_n times row n of W_out, through what follows the FFN."""
@@ -70,6 +73,7 @@ def test_ffn_neurons(passage):
     check(NeuronSubvalues(m, W_out, *PASSAGES[passage]), [carried(m[n] * W_out[n], passage) for n in range(7)])
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("passage", PASSAGES)
 def test_attn_neurons(passage):
     """Source positions outermost, then heads, then indices: z_p[h, i] times row (h, i) of W_O."""
@@ -80,6 +84,7 @@ def test_attn_neurons(passage):
     check(NeuronSubvalues(z.flatten(), W_O.flatten(0, 1), *PASSAGES[passage]), expected)
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("passage", PASSAGES)
 def test_head_positions(passage):
     """Heads outermost, then source positions: what head h writes of position p."""
@@ -88,6 +93,7 @@ def test_head_positions(passage):
     check(HeadPositionSubvalues(weighted, W_O, *PASSAGES[passage]), expected)
 
 
+@pytest.mark.any_release
 def test_half_precision_weights_are_read_as_they_are():
     """Weights stay in the model's dtype; the parts come in that of the coefficients."""
     m, W_out = draw(7), draw(7, D_MODEL, seed=1).bfloat16()
@@ -152,6 +158,7 @@ def test_attn_rows_are_what_their_labels_say(models, by, batch):
         torch.testing.assert_close(row, expected, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("pos_slice", "positions"),
     [
@@ -179,6 +186,7 @@ def test_pos_slice_is_transformer_lenss(models, pos_slice, positions, batch):
     torch.testing.assert_close(chosen, whole[:, :, positions], atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize(
     ("neuron_slice", "neurons"),
     [
@@ -283,6 +291,7 @@ def test_a_stack_needs_only_its_own_hooks(models, batch):
         tlsv.attn_subvalues(models["gemma2"], gemma, 1)
 
 
+@pytest.mark.any_release
 @pytest.mark.parametrize("layer", [2, -1, 99])
 def test_a_layer_out_of_range_is_refused(models, layer, batch):
     """The error names the layer and those that there are."""
@@ -292,6 +301,7 @@ def test_a_layer_out_of_range_is_refused(models, layer, batch):
             function(models["llama"], cache, layer)
 
 
+@pytest.mark.any_release
 def test_positions_and_neurons_out_of_range_are_refused(models, batch):
     """Out of range at either end, alone or in a list."""
     model = models["llama"]

@@ -17,6 +17,8 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 
+pytestmark = pytest.mark.any_release
+
 # As for single words (test_families.py): 2e-5 nats was the most that was seen, on increases of 117 nats.
 TOLERANCE = 1e-4
 SET, OTHERS = [17, 5], [9, 30, 2]
@@ -172,6 +174,7 @@ def test_a_soft_cap_is_no_hindrance_to_a_contrast(tokens: Tensor) -> None:
     assert (certificate["method"], "soft cap" in certificate["reason"]) == ("sweep", True)
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_the_logit_difference_is_transformer_lens_s_own(family: str, tokens: Tensor) -> None:
     """On the same run; and in compatibility mode, where its attribution is defined, layer by layer."""

@@ -10,7 +10,7 @@ from helpers.demos import DEMOS, demo
 
 import tl_subvalues as tlsv
 
-pytestmark = pytest.mark.bridge
+pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
 TAUGHT = DEMOS / "taught"
 
 
@@ -38,6 +38,7 @@ def log_probs(model: Any, facts: pd.DataFrame) -> list[float]:
     return found.tolist()
 
 
+@pytest.mark.each_release
 @pytest.mark.parametrize("form", ["fairseq", "converted", "by name"])
 def test_it_answers_in_every_form(form: str, model: Any, facts: pd.DataFrame) -> None:
     """All 1,590 prompts, as the script found them when it had trained it."""

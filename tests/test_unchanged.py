@@ -34,6 +34,7 @@ def edit_final_norm(model: Any) -> None:
     model.ln_final.original_component.weight.data.mul_(0.9)
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.parametrize("edit", [edit_readout, edit_one_word, edit_final_norm])
 @pytest.mark.parametrize("scale", ["frozen", "recomputed"])

@@ -12,6 +12,8 @@ from helpers.spoken import PROMPT, said, spoken
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import faults
 
+pytestmark = pytest.mark.any_release
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 
-pytestmark = pytest.mark.bridge
+pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
 BY = ("cosine", "bs_value", "prob_increase")
 FAMILIES = ["gpt2", "llama", "gemma2", "gpt_neox_parallel", "granite", "cohere", "mixtral", "qwen2_moe"]
 VOCAB = 61
