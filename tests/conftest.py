@@ -62,7 +62,8 @@ HEARD = pytest.StashKey[list[str]]()
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> Iterator[None]:
     """Before fixtures, so that they are listened to and checked like their tests."""
-    unchecked = item.config.getoption("--shapes") == "hooked" and "hooked" not in item.keywords
+    few = item.config.getoption("--shapes") == "hooked" and "hooked" not in item.keywords
+    unchecked = few or "real_model" in item.keywords  # whose shapes the tiny models have
     jaxtyping.config.update("jaxtyping_disable", unchecked)
     item.stash[LISTENING] = contextlib.ExitStack()
     if item.config.getoption("--deprecations") == "errors":

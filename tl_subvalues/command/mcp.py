@@ -6,6 +6,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -59,7 +60,7 @@ def server_of(model: Any, name: str) -> "MCPServer":
     return server
 
 
-def _safe(tool: Callable[..., Answer], lock: threading.Lock) -> Callable[..., Answer]:
+def _safe(tool: Callable[..., Answer], lock: AbstractContextManager[bool]) -> Callable[..., Answer]:
     """One call at a time; what is wrong with it as the sentence that a client is shown."""
     from mcp.server.mcpserver.exceptions import ToolError
 
