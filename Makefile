@@ -18,7 +18,7 @@ PYTEST := -m pytest -q -n auto --dist worksteal
 NOTEBOOKS := --nbmake --nbmake-timeout=600
 EACH_RELEASE := hooked or each_release or not any_release
 
-.PHONY: demo test test-fast test-all test-new test-old test-oldest test-models lint docs pictures build release-check bench models clean
+.PHONY: demo test test-fast test-all test-new test-old test-oldest test-lowest test-models lint docs pictures build release-check bench models clean
 
 demo: .venv/$(STAMP)
 	.venv/bin/tl-subvalues trace "The capital of France is" --target " Paris"
@@ -42,6 +42,10 @@ test-old: .venv-tl3/$(STAMP)
 
 test-oldest: .venv-tl2/$(STAMP)
 	.venv-tl2/bin/python $(PYTEST) $(NOTEBOOKS) demos tests
+
+# The lowest versions that pyproject.toml allows, as uv resolves them: with TransformerLens 2.18, quick tests only.
+test-lowest: .venv-lowest/$(STAMP)
+	.venv-lowest/bin/python $(PYTEST) --shapes=hooked -m "not slow" tests
 
 # Real models against Hugging Face's and brute force; Gemma 3 270M takes part once demos/gemma_3_270m.py has fetched it.
 test-models: .venv/$(STAMP)
@@ -105,6 +109,17 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 	rm -f $(@D)/.installed-*
 	touch $@
 
+# torch as everywhere, for uv does not look where pip finds the pinned build; what torch needs is uv's to resolve.
+.venv-lowest/$(STAMP): TL := $(TL_OLDEST)
+.venv-lowest/$(STAMP):
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c $(CONSTRAINTS) torch uv
+	{ sed -n '/^torch==/p' $(CONSTRAINTS); echo "$(TL)"; } > $(@D)/known.txt
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution lowest-direct \
+	  -c $(@D)/known.txt -e ".[demo,plots,graph,dev]"
+	rm -f $(@D)/.installed-*
+	touch $@
+
 $(PAGE): .venv/$(STAMP)
 	test -x /usr/bin/chromium || { apt-get update && apt-get install -y --no-install-recommends chromium; }
 	command -v npm > /dev/null || { apt-get update && apt-get install -y --no-install-recommends npm; }
@@ -113,4 +128,4 @@ $(PAGE): .venv/$(STAMP)
 	touch $@
 
 clean:
-	rm -rf .venv .venv-tl3 .venv-tl2 .venv-twine .venv-cff dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-tl3 .venv-tl2 .venv-lowest .venv-twine .venv-cff dist build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

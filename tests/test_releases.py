@@ -126,11 +126,13 @@ def test_which_class_a_release_has() -> None:
 
 
 def test_the_stated_range_holds_what_was_tested() -> None:
-    """pyproject states a range, from the oldest tested release to the next major number."""
+    """pyproject states a range, from the oldest tested release to the next major number, and what is not in it."""
     pyproject = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
     (stated,) = re.findall(r'"(transformer_lens>=[^"]*)"', pyproject)
     (oldest, newest) = releases.TESTED
-    assert stated == f"transformer_lens>={oldest[0]}.{oldest[1]},<{newest[0] + 1}"
+    (major, first), (_, last) = releases.UNSUPPORTED
+    holes = "".join(f",!={major}.{minor}.*" for minor in range(first, last + 1))
+    assert stated == f"transformer_lens>={oldest[0]}.{oldest[1]},<{newest[0] + 1}{holes}"
     installed = importlib.metadata.version("transformer_lens").split(".")
     assert oldest <= (int(installed[0]), int(installed[1])) <= newest
 
@@ -163,7 +165,19 @@ def test_an_unknown_release_is_met_with_one_warning(
     assert "2.18 to 4.3" in str(ours.message)
 
 
-@pytest.mark.parametrize("version", [None, "2.18.3", "3.0.0", "4.3.9", "unknown"])
+@pytest.mark.parametrize("version", ["3.0.0", "3.4.1", "3.6.9"])
+def test_a_release_that_is_not_supported_is_named(
+    version: str, monkeypatch: pytest.MonkeyPatch, tokens: torch.Tensor, tmp_path: Path
+) -> None:
+    """Not its models: the sentence is about the release, of a model that is there and of one that would be loaded."""
+    model = small_model()
+    monkeypatch.setattr(releases.importlib.metadata, "version", lambda name: version)
+    for call in (lambda: tlsv.trace(model, tokens, 9), lambda: tlsv.load_model(str(tmp_path))):
+        with pytest.raises(tlsv.UnsupportedModelError, match=f"TransformerLens {version} is not.*>=3.7'"):
+            call()
+
+
+@pytest.mark.parametrize("version", [None, "2.18.3", "3.7.0", "4.3.9", "unknown"])
 def test_a_tested_release_is_met_in_silence(
     version: str | None, asked_anew: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

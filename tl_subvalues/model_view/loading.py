@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view.releases import bridge_class, hooked_class
+from tl_subvalues.model_view.releases import bridge_class, hooked_class, require_supported_release
 
 
 def _explain_falcon(name: str, error: RuntimeError) -> None:
@@ -30,8 +30,10 @@ def load_named(name: str, *, device: Any = None, dtype: torch.dtype = torch.floa
     """A model on the Hugging Face hub or in a local folder: a TransformerBridge; HookedTransformer on release 2.
 
     Raises:
-        UnsupportedModelError: if release 2 does not know the name, or cannot convert a folder's model.
+        UnsupportedModelError: if release 2 does not know the name, or cannot convert a folder's model; if the installed
+            release is not supported.
     """
+    require_supported_release()
     hooked = hooked_class()
     if bridge_class() is not None or hooked is None:
         from transformer_lens.model_bridge import TransformerBridge

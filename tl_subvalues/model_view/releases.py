@@ -16,6 +16,9 @@ from tl_subvalues.errors import SubvaluesWarning, UnsupportedModelError
 
 # The oldest and the newest release that the tests ran with.
 TESTED = ((2, 18), (4, 3))
+# Between them, the first and the last whose TransformerBridge cannot be decomposed: its models are in training mode up
+# to 3.5, and 3.6 takes the FFN of Llama and its like for one of another width. pyproject.toml leaves them out.
+UNSUPPORTED = ((3, 0), (3, 6))
 
 
 def installed_release() -> tuple[int, ...] | None:
@@ -25,6 +28,21 @@ def installed_release() -> tuple[int, ...] | None:
         return tuple(int(part) for part in version.split(".")[:2])
     except (importlib.metadata.PackageNotFoundError, ValueError):
         return None
+
+
+def require_supported_release() -> None:
+    """Refuse the releases that cannot be decomposed, before a model of theirs is blamed for it.
+
+    Raises:
+        UnsupportedModelError: the installed TransformerLens is one of them.
+    """
+    installed = installed_release()
+    if installed is not None and UNSUPPORTED[0] <= installed <= UNSUPPORTED[1]:
+        version = importlib.metadata.version("transformer_lens")
+        raise UnsupportedModelError(
+            f"TransformerLens {version} is not supported, for 3.0 to 3.6 do not show all that a decomposition needs; "
+            "install a newer one: pip install 'transformer_lens>=3.7'."
+        )
 
 
 @functools.cache
@@ -91,9 +109,10 @@ def require_traceable(model: Any) -> None:
 
     Raises:
         UnsupportedModelError: neither TransformerBridge nor HookedTransformer, or no single list of blocks
-            (encoder-decoder, encoder with a task head, …).
+            (encoder-decoder, encoder with a task head, …), or a release of TransformerLens that is not supported.
         ValueError: a bridge in training mode. (A HookedTransformer has no dropout and starts in training mode.)
     """
+    require_supported_release()
     warn_of_unknown_release()
     if not is_bridge(model) and not is_hooked(model):
         raise UnsupportedModelError(
