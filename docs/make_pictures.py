@@ -19,6 +19,15 @@ def terminal(trace: tlsv.Trace) -> str:
     return console.export_svg(title='tl-subvalues trace "The capital of France is" --target " Paris" --top 3')
 
 
+def activations(trace: tlsv.Trace, picture: Path) -> None:
+    """What switched L24N1005 on."""
+    from matplotlib import pyplot
+
+    ax = pyplot.subplots(figsize=(7, 3.6), layout="constrained")[1]
+    trace.plot_activations("L24N1005", by="head_position", top=10, ax=ax)
+    ax.figure.savefig(picture, dpi=110)
+
+
 def page(trace: tlsv.Trace, picture: Path) -> None:
     """The top of the page with two parts pinned, as a browser shows it, in 128 colours."""
     from PIL import Image
@@ -38,13 +47,9 @@ def page(trace: tlsv.Trace, picture: Path) -> None:
 def main() -> None:
     """Trace the README's prompt; save the terminal's picture, what switched L24N1005 on, and the page's."""
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     trace = tlsv.trace(tlsv.load_model(), "The capital of France is", " Paris")
     Path(__file__).with_name("trace.svg").write_text(terminal(trace), encoding="utf-8")
-    ax = pyplot.subplots(figsize=(7, 3.6), layout="constrained")[1]
-    trace.plot_activations("L24N1005", by="head_position", top=10, ax=ax)
-    ax.figure.savefig(Path(__file__).with_name("activations.png"), dpi=110)
+    activations(trace, Path(__file__).with_name("activations.png"))
     page(trace, Path(__file__).with_name("page.png"))
 
 

@@ -49,6 +49,33 @@ def test_what_switched_the_first_neuron_on(tokens: torch.Tensor, made: report.Re
     assert query["coefficient"].tolist() == pytest.approx(coefficients[query["label"]].tolist())
 
 
+def test_both_readings_are_shown_and_told_apart(tokens: torch.Tensor, made: report.Report) -> None:
+    """What each row raises here stands below what it writes, in text beside it, in JSON as `raises`."""
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
+    data, narrow = json.loads(report.to_json(made)), screen.render(made, Console(width=80))
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "writes (cosine), + raises here" in " ".join(narrow.split())
+    text = screen.to_text(made)
+    for name in ("layers", "heads", "head_positions", "ffn_neurons", "attn_neurons", "query_ffn_neurons"):
+        for row in data[name]["rows"]:
+            for reading, by in (("writes", "cosine"), ("raises", "prob_increase")):
+                assert row[reading] == trace.writes(row["label"], 5, by=by)["token"].tolist(), (row["label"], by)
+            assert " ".join(map(repr, row["raises"])) in text
+            assert "+ " + " ".join(map(repr, row["raises"][:2])) in narrow
+    assert any(row["writes"] != row["raises"] for row in data["ffn_neurons"]["rows"])
+
+
+def test_what_adds_nothing_raises_nothing(tokens: torch.Tensor) -> None:
+    """A neuron whose row is zero has empty lists, and the screen goes on."""
+    model = zoo.bridge("llama")
+    with torch.no_grad():
+        for layer in model.original_model.model.layers:
+            layer.mlp.down_proj.weight[:, 1:] = 0.0
+    made = report.make_report(tlsv.trace(model, tokens, 5), model="tiny", top=4)
+    assert sum(words == [] for words in made.tables["ffn_neurons"]["raises"]) >= 2
+    assert "FFN neurons" in screen.render(made, Console(width=80))
+
+
 def test_the_json_says_what_scores_are_of(made: report.Report) -> None:
     """Whose activations they are, what they add up to, which value neurons were left out."""
     data = json.loads(report.to_json(made))

@@ -56,7 +56,8 @@ def make_report(
 ) -> Report:
     """The top of every table of a trace.
 
-    `promotes` and `suppresses` are the words that a row writes in this run: a neuron's by the sign of its coefficient.
+    Words of a row, all in this run's sign: `writes` by cosine, `raises` those whose probability it raises most here,
+    `promotes` and `suppresses` by bs-value.
 
     Args:
         trace: what is reported.
@@ -161,5 +162,13 @@ def _with_words(trace: Trace, table: pd.DataFrame) -> pd.DataFrame:
         promotes.append(sides[0] if sign >= 0 else sides[1])
         suppresses.append(sides[1] if sign >= 0 else sides[0])
     result = trace.with_words(table.assign(promotes=promotes, suppresses=suppresses), _WORDS)
+    result["raises"] = _raised(trace, table["label"].tolist())
     result.attrs = dict(table.attrs)
     return result
+
+
+def _raised(trace: Trace, labels: list[str]) -> list[list[str]]:
+    """The words whose probability each part raises most where it is added; none of a part that adds nothing."""
+    words = trace.writes(labels, _WORDS, by="prob_increase")
+    by_label = {str(label): own.tolist() for label, own in words.groupby("label", sort=False)["token"]}
+    return [by_label.get(label, []) for label in labels]

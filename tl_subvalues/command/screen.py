@@ -11,7 +11,7 @@ import click
 import pandas as pd
 from rich.box import SIMPLE_HEAD
 from rich.cells import cell_len
-from rich.console import Console, ConsoleOptions
+from rich.console import Console, ConsoleOptions, Group
 from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
@@ -44,6 +44,7 @@ _HEADINGS = {
     "query_score": "query score",
     "sink": "sink",
     "writes": "writes (cosine)",
+    "raises": "raises here",
 }
 _FORMS = {
     "coeff.": "{:+.2f}",
@@ -127,20 +128,39 @@ def print_rich(report: Shown, console: Console) -> None:
     console.print(Text("\n".join(others)))
     for name, table in report.tables.items():
         console.print(Text(f"\n{_title(report, name, table)}", style="bold"))
-        console.print(drawn(_columns(table), numeric=set(_FORMS)))
+        console.print(drawn(_stacked(_columns(table)), numeric=set(_FORMS)))
     for note in [*report.notes, *report.warnings]:
         console.print(Text(f"\n{note}"))
 
 
 def drawn(columns: dict[str, list[Any]], numeric: set[str]) -> Table:
-    """Columns of text, or of lists of words, as a table that fits the terminal."""
+    """Columns of text, of lists of words, or of such lists one below the other, as a table that fits the terminal."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
     for heading, cells in columns.items():
-        words = any(isinstance(cell, list) for cell in cells)
+        words = any(isinstance(cell, (list, Group)) for cell in cells)
         table.add_column(heading, justify="right" if heading in numeric else "left", no_wrap=not words)
     for row in zip(*columns.values(), strict=True):
-        table.add_row(*(WholeWords(cell) if isinstance(cell, list) else Text(str(cell)) for cell in row))
+        table.add_row(*map(_cell, row))
     return table
+
+
+def _cell(cell: Any) -> WholeWords | Group | Text:
+    if isinstance(cell, Group):
+        return cell
+    return WholeWords(cell) if isinstance(cell, list) else Text(str(cell))
+
+
+def _stacked(columns: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Both readings in one column, for two are too wide: what each row raises here below what it writes, with a +."""
+    writes, raises = _HEADINGS["writes"], _HEADINGS["raises"]
+    if raises not in columns:
+        return columns
+    pairs = zip(columns[writes], columns[raises], strict=True)
+    both = [Group(WholeWords(first), WholeWords(second, first="+ ")) for first, second in pairs]
+    return {
+        **{name: own for name, own in columns.items() if name not in (writes, raises)},
+        f"{writes}, + {raises}": both,
+    }
 
 
 def render(report: Shown, console: Console) -> str:
@@ -210,8 +230,9 @@ def _title(report: Shown, name: str, table: pd.DataFrame) -> str:
 def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
     """The columns that are printed, numbers rounded, words as lists of them."""
     columns = {heading: table[name].tolist() for name, heading in _HEADINGS.items() if name in table}
-    if "writes" in table:
-        columns[_HEADINGS["writes"]] = [[repr(word) for word in words] for words in table["writes"]]
+    for name in ("writes", "raises"):
+        if name in table:
+            columns[_HEADINGS[name]] = [[repr(word) for word in words] for words in table[name]]
     if "sink" in columns:
         columns["sink"] = ["sink" if sink else "" for sink in columns["sink"]]
     for heading, form in _FORMS.items():
