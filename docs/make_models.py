@@ -23,7 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parent / "tests")]
 
 import models_page  # noqa: E402
 from helpers import surroundings, zoo  # noqa: E402, F401 (no network, one thread)
-from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSED  # noqa: E402
+from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSED, NOT_LOADED  # noqa: E402
 from models_page import NATS, OTHER_MODEL, SUMS  # noqa: E402
 
 import tl_subvalues as tlsv  # noqa: E402
@@ -58,6 +58,8 @@ def families() -> dict[str, dict[str, tuple[str, Boot]]]:
         if known(spec[0]):
             group = "refused" if name in FURTHER_REFUSED else FURTHER_GROUPS.get(name, "dense")
             groups[group][name] = spec[2], functools.partial(loaded, name)
+    for name, spec in NOT_LOADED.items():
+        groups["refused"][name] = spec[2], functools.partial(from_folder, name)
     for name in ENCODER_DECODERS if releases.bridge_class() is not None else ():
         groups["refused"][name.lower()] = f"{name}ForConditionalGeneration", functools.partial(both_halves, name)
     if releases.hooked_class() is not None:
@@ -84,6 +86,11 @@ def loaded(name: str, compatibility: bool) -> tuple[Any, Any]:
     if releases.bridge_class() is None:
         return zoo.from_folder(zoo.hf_model(name), name), zoo.hf_model(name)
     return zoo.bridge(name, compatibility=compatibility), zoo.hf_model(name)
+
+
+def from_folder(name: str, compatibility: bool) -> tuple[Any, Any]:
+    """A tiny model of the zoo as users load it, on every release."""
+    return zoo.from_folder(zoo.hf_model(name), name), zoo.hf_model(name)
 
 
 def both_halves(name: str, compatibility: bool) -> tuple[Any, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import further_families, zoo
+from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
@@ -104,8 +104,7 @@ def test_a_mixer_s_mean(family: str, label: str, tokens: Tensor) -> None:
 @pytest.mark.bridge
 def test_falcon_40b_s_configuration(tmp_path: Path) -> None:
     """multi_query=True beside the new decoder is told, with a way out that works and is Hugging Face's model."""
-    config = transformers.FalconConfig(**{**further_families.FALCON_NEW, "multi_query": True})
-    hf = transformers.FalconForCausalLM(config).eval()
+    hf = zoo.hf_model("falcon_grouped_multi_query")
     hf.save_pretrained(tmp_path)
     zoo.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(tlsv.UnsupportedModelError, match=r"has 2 and overlooks that setting.*multi_query to false"):

@@ -21,12 +21,12 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 
 import tl_subvalues as tlsv
 from helpers.families import DENSE, HYBRIDS, MIXTURES, VOCAB
-from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSED, REFUSED
+from helpers.further_families import FURTHER, FURTHER_HEADS_ONLY, FURTHER_REFUSED, NOT_LOADED, REFUSED
 
 # What `make test-fast` walks over: layer and RMS norms, grouped queries, gates, post-norms, a soft cap, parallel
 # blocks, multipliers, experts, mixers.
 QUICK = {"gpt2", "llama", "gemma2", "gpt_neox_parallel", "granite", "mixtral", "lfm2"}
-FAMILIES = {**DENSE, **MIXTURES, **HYBRIDS, **REFUSED, **FURTHER, **FURTHER_HEADS_ONLY, **FURTHER_REFUSED}
+FAMILIES = {**DENSE, **MIXTURES, **HYBRIDS, **REFUSED, **FURTHER, **FURTHER_HEADS_ONLY, **FURTHER_REFUSED, **NOT_LOADED}
 
 
 @functools.cache
