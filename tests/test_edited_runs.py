@@ -104,7 +104,8 @@ def test_a_mixer_s_mean(family: str, label: str, tokens: Tensor) -> None:
 @pytest.mark.bridge
 def test_falcon_40b_s_configuration(tmp_path: Path) -> None:
     """multi_query=True beside the new decoder is told, with a way out that works and is Hugging Face's model."""
-    hf = zoo.hf_model("falcon_grouped_multi_query")
+    _, arguments, _ = further_families.NOT_LOADED["falcon_grouped_multi_query"]
+    hf = transformers.FalconForCausalLM(transformers.FalconConfig(**arguments)).eval()
     hf.save_pretrained(tmp_path)
     zoo.tokenizer().save_pretrained(tmp_path)
     with pytest.raises(tlsv.UnsupportedModelError, match=r"has 2 and overlooks that setting.*multi_query to false"):
