@@ -32,6 +32,7 @@ ROOMS: dict[str, set[str]] = {
     "show": {"readout", "importance", "upstream", "words"},
     "rows": {"numerics", "model_view", "readout", "importance", "words", "show"},
     "saved": {"show"},
+    "live": {"show", "saved"},
     "tracing": {
         "numerics",
         "model_view",
@@ -43,6 +44,7 @@ ROOMS: dict[str, set[str]] = {
         "ablation",
         "show",
         "saved",
+        "live",
     },
     "study": {"numerics", "model_view", "readout", "decomposition", "importance", "upstream", "ablation", "tracing"},
     "command": {
@@ -55,6 +57,7 @@ ROOMS: dict[str, set[str]] = {
         "show",
         "rows",
         "saved",
+        "live",
         "tracing",
         "study",
     },
@@ -225,6 +228,19 @@ def test_the_core_is_torch_only():
     for name, tree in SOURCES.items():
         found = {module.split(".")[0] for module in imported(tree)}
         assert room_of(name) in TABLES or not found & {"pandas", "numpy", "click", "rich", "matplotlib"}, name
+
+
+def test_servers_and_widgets_are_known_in_one_room():
+    """Who has not the extra does without; and what answers knows neither of them, nor torch."""
+    allowed = {
+        "starlette": {"live/guard.py", "live/server.py"},
+        "uvicorn": {"live/server.py"},
+        "anywidget": {"live/widget.py"},
+        "torch": {name for name in SOURCES if not name.startswith("live/")},
+    }
+    for name, tree in SOURCES.items():
+        for module in {module.split(".")[0] for module in imported(tree)} & allowed.keys():
+            assert name in allowed[module], f"{name} imports {module}"
 
 
 def test_no_test_imports_another():

@@ -16,7 +16,16 @@ import tl_subvalues as tlsv
 pytestmark = pytest.mark.any_release
 
 INTERNAL = {
-    "tl_subvalues.Trace": {"candidates", "reading", "run", "readout", "table", "target", "with_words"},
+    "tl_subvalues.Trace": {
+        "candidates",
+        "reading",
+        "run",
+        "readout",
+        "require_unchanged",
+        "table",
+        "target",
+        "with_words",
+    },
     "tl_subvalues.TraceBatch": {"traces"},
     "tl_subvalues.Graph": {"trace"},
 }

@@ -3,6 +3,8 @@
 import reprlib
 from typing import Any
 
+# Characters of a message on a screen: beyond what our own need, short of what fills it.
+LONGEST = 1000
 _REPR = reprlib.Repr()
 _REPR.maxlevel, _REPR.maxstring = 2, 60
 
@@ -50,3 +52,9 @@ def told(error: BaseException) -> str:
     """Another library's exception in one line: its kind, and the first line of what it says."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {shown(lines[0], 300)}" if lines else type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """An error in one line of limited length: its message without the quotes that KeyError puts around it."""
+    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+    return shown(text.strip().splitlines()[0], LONGEST) if text.strip() else type(error).__name__

@@ -3,9 +3,29 @@
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 from tqdm.auto import tqdm
+
+_WATCHER: ContextVar[Callable[[str], None] | None] = ContextVar("watcher", default=None)
+
+
+@contextmanager
+def watching(watcher: Callable[[str], None]) -> Iterator[None]:
+    """Tell `watcher` in this thread what is worked on, again and again; where it raises, the work ends there."""
+    before = _WATCHER.set(watcher)
+    try:
+        yield
+    finally:
+        _WATCHER.reset(before)
+
+
+def step(what: str) -> None:
+    """Say what is worked on now to who watches this thread, if anybody does."""
+    watcher = _WATCHER.get()
+    if watcher is not None:
+        watcher(what)
 
 
 def watched() -> bool:
@@ -48,6 +68,7 @@ def search_line(what: str, total: int, *, show: bool) -> Iterator[Callable[[int]
         def evaluated(now: int) -> None:
             nonlocal number
             number = now
+            step(f"{what}: {now:,} of {total:,} evaluated")
             line.set_description_str(form.format(f"{number:,}", ""))
 
         yield evaluated

@@ -1,5 +1,6 @@
 """A real browser for pages: Debian's chromium, led by Playwright, with no way out to any network."""
 
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +13,11 @@ from playwright.sync_api import Page, sync_playwright
 CHROMIUM = "/usr/bin/chromium"
 # `make test-new` puts it there.
 AXE = Path(sys.prefix) / "page" / "axe.min.js"
-_ARGUMENTS = ["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND", "--disable-background-networking"]
+_ARGUMENTS = [
+    "--no-sandbox",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
+    "--disable-background-networking",
+]
 
 
 @dataclass
@@ -31,19 +36,21 @@ class Browser:
 
     @contextmanager
     def page(self, url: str, **options: Any) -> Iterator[tuple[Page, Seen]]:
-        """An open page, and what it does besides; all that it asks for but itself is refused.
+        """An open page, and what it does besides; all that it asks for but itself, or its own server, is refused.
 
         Args:
-            url: of a file.
+            url: of a file, or of a server on the loopback address.
             options: of the context, such as its viewport.
         """
         context = self.chromium.new_context(**{"viewport": {"width": 1400, "height": 900}, **options})
         context.set_default_timeout(20_000)
         seen = Seen()
+        served = re.match(r"http://127\.0\.0\.1:\d+/", url)
         own = url.partition("#")[0]
 
         def route(one: Any) -> None:
-            if one.request.url.partition("#")[0] == own:
+            asked = one.request.url
+            if asked.startswith(served.group()) if served else asked.partition("#")[0] == own:
                 one.continue_()
             else:
                 seen.requests.append(one.request.url)

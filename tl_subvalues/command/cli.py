@@ -9,14 +9,15 @@ import click
 
 from tl_subvalues.command.asking import Question, asking_options, require_writable
 from tl_subvalues.command.effect_commands import effects_command, graph_command
+from tl_subvalues.command.explore import explore_command
 from tl_subvalues.command.fact_commands import collect_command, evaluate_command
 from tl_subvalues.command.find import find_command
 from tl_subvalues.command.index import index_command
 from tl_subvalues.command.mcp import mcp_command
 from tl_subvalues.command.neuron import neuron_command
 from tl_subvalues.command.show_command import require_output, show_command
-from tl_subvalues.command.start_up import Session, debug_option, first_line, quieten, say
-from tl_subvalues.errors import shown, told
+from tl_subvalues.command.start_up import Session, debug_option, quieten, say
+from tl_subvalues.errors import first_line, shown, told
 from tl_subvalues.version import __version__
 
 
@@ -108,6 +109,7 @@ cli.add_command(graph_command)
 cli.add_command(evaluate_command)
 cli.add_command(collect_command)
 cli.add_command(show_command)
+cli.add_command(explore_command)
 cli.add_command(find_command)
 cli.add_command(neuron_command)
 cli.add_command(index_command)

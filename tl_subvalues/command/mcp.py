@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from tl_subvalues.command.options import DEVICE, DTYPE, MODEL, options
-from tl_subvalues.command.start_up import first_line, load, quieten
-from tl_subvalues.errors import SubvaluesWarning
+from tl_subvalues.command.start_up import load, quieten
+from tl_subvalues.errors import SubvaluesWarning, first_line
 
 if TYPE_CHECKING:
     from mcp.server import MCPServer

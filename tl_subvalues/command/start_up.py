@@ -7,10 +7,8 @@ from typing import Any
 
 import click
 
-from tl_subvalues.errors import shown, shown_value
+from tl_subvalues.errors import LONGEST, first_line, shown, shown_value
 
-# Characters of a message on a terminal: beyond what our own need, short of what fills a screen.
-LONGEST = 1000
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
@@ -82,12 +80,6 @@ def word_check(name: str, what: str = "target") -> Callable[[Sequence[str]], Non
                 raise ValueError(wrong)
 
     return refuse
-
-
-def first_line(error: BaseException) -> str:
-    """An error in one line of limited length: its message without the quotes that KeyError puts around it."""
-    text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-    return shown(text.strip().splitlines()[0], LONGEST) if text.strip() else type(error).__name__
 
 
 def say(message: str) -> None:

@@ -1,5 +1,6 @@
 """From what users ask for to a target: words as text or ids, one or several, against others, or none at all."""
 
+import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -74,3 +75,14 @@ def _require_apart(view: ModelView, ids: tuple[int, ...], against: tuple[int, ..
             f"{decode_each(view, [both])[0]!r} (token id {both}) is in the target and in what it is measured against; "
             "leave it out on one side."
         )
+
+
+def words_in(cell: Any) -> Any:
+    """What a cell asks for: the words of a JSON list that is not empty, and anything else as it is."""
+    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
+        return cell
+    try:
+        words = json.loads(cell)
+    except (ValueError, RecursionError):
+        return cell
+    return words or cell

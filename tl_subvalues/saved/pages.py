@@ -9,7 +9,7 @@ from tl_subvalues.saved.document import Document, cut
 from tl_subvalues.show.html import page, summary
 
 # Words on a page, a side and part.
-_WORDS = 6
+WORDS = 6
 _BRIEF = 5
 
 
@@ -21,7 +21,7 @@ class Pages:
 
     def _brief(self) -> Document:
         """What a summary shows."""
-        return cut(self._document(_BRIEF), _BRIEF, _WORDS)
+        return cut(self._document(_BRIEF), _BRIEF, WORDS)
 
     def to_html(self, path: Any = None, *, top: int = 50) -> str:
         """The trace as a page: one file that opens offline, asks for nothing elsewhere, and explains itself.
@@ -40,7 +40,7 @@ class Pages:
             ValueError: if the file's folder does not exist.
         """
         require_file(path)
-        made = page(cut(self._document(require_rows(top)), top, _WORDS))
+        made = page(cut(self._document(require_rows(top)), top, WORDS))
         if path is not None:
             Path(path).expanduser().write_text(made, encoding="utf-8")
         return made
@@ -59,7 +59,7 @@ class Pages:
         """
         files.require_target(path)
         document = self._document(require_rows(top))
-        files.write(path, document, page(cut(document, min(top, 50), _WORDS)))
+        files.write(path, document, page(cut(document, min(top, 50), WORDS)))
 
     def _repr_html_(self) -> str:
         """A summary without scripts, which notebooks keep wherever they are shown."""

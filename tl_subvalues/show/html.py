@@ -27,9 +27,9 @@ _SUMMARY = 5  # rows of each table in a summary
 
 
 @cache
-def module() -> str:
-    """The page's modules as one, which exports `render`."""
-    sources = [_text(f"{name}.js") for name in MODULES]
+def module(*further: str) -> str:
+    """The page's modules as one, which exports `render`; with sources that use them, it exports what the last does."""
+    sources = [*(_text(f"{name}.js") for name in MODULES), *further]
     own = [_IMPORT.sub("", source) for source in sources]
     inner = [source.replace("\nexport ", "\n") for source in own[:-1]]
     return "\n".join([*inner, own[-1]])

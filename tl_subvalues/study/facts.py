@@ -5,7 +5,6 @@ A target, and what it is measured against, is one word or several: in a cell of 
 """
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from tl_subvalues.errors import shown
 from tl_subvalues.model_view import ModelView, prompt_tokens
-from tl_subvalues.readout.asked import REST, Asked, asked
+from tl_subvalues.readout.asked import REST, Asked, asked, words_in
 from tl_subvalues.readout.targets import Measure
 
 COLUMNS = ("prompt", "target")
@@ -165,7 +164,7 @@ def _fact(view: ModelView, row: Row, prepend_bos: bool | None) -> Fact:
         if _empty(row.columns[name]):
             raise ValueError(f"the {name} is empty")
     prompt, target, against = (row.columns.get(name) for name in (*COLUMNS, "against"))
-    wanted = asked(view, _words(target), None if _empty(against) else _words(against))
+    wanted = asked(view, words_in(target), None if _empty(against) else words_in(against))
     return Fact(prompt_tokens(view, prompt, prepend_bos), wanted, row.columns, row.where)
 
 
@@ -184,7 +183,7 @@ def check_words(rows: Sequence[Row], check: Callable[[list[str]], None]) -> None
 
 def _texts(row: Row) -> list[str]:
     """The words that a row asks for as text, on both sides."""
-    cells = [_words(row.columns.get(name)) for name in ("target", "against")]
+    cells = [words_in(row.columns.get(name)) for name in ("target", "against")]
     words = [word for cell in cells for word in (cell if isinstance(cell, list) else [cell])]
     return [word for word in words if isinstance(word, str) and word not in ("", REST)]
 
@@ -197,14 +196,3 @@ def _empty(cell: Any) -> bool:
         or (isinstance(cell, float) and cell != cell)
         or (isinstance(cell, str) and cell == "")
     )
-
-
-def _words(cell: Any) -> Any:
-    """What a cell asks for: the words of a JSON list that is not empty, and anything else as it is."""
-    if not (isinstance(cell, str) and cell.startswith("[") and cell.endswith("]")):
-        return cell
-    try:
-        words = json.loads(cell)
-    except (ValueError, RecursionError):
-        return cell
-    return words or cell

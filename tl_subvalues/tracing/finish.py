@@ -11,6 +11,7 @@ import torch
 from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.labels import parse_label
 from tl_subvalues.model_view import decode_each
+from tl_subvalues.progress import step
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.saved.document import SCHEMA, Document
 from tl_subvalues.saved.packing import packed, plain
@@ -43,7 +44,7 @@ def document_of(trace: "Trace", top: int, *, brief: bool = False) -> Document:
         top: rows of each table.
         brief: heads at source positions and FFN neurons alone, without what is known of them besides.
     """
-    made = _Made(trace, top)
+    made = Made(trace, top)
     tables = made.tables(brief)
     ranked = [tables[name] for name in _RANKED if name in tables]
     graph = None if brief else made.tried("the graph", trace.graph)
@@ -72,7 +73,7 @@ def document_of(trace: "Trace", top: int, *, brief: bool = False) -> Document:
     }  # fmt: skip
 
 
-class _Made:
+class Made:
     """The parts of a document that some models refuse, and why they did."""
 
     def __init__(self, trace: "Trace", top: int) -> None:
@@ -81,6 +82,7 @@ class _Made:
 
     def tried(self, what: str, make: Callable[[], Any], otherwise: Any = None) -> Any:
         """What a call gives; where the model does not allow it, its reason goes to the notes."""
+        step(what.replace("_", " "))
         try:
             return make()
         except (UnsupportedModelError, ValueError) as error:
@@ -132,9 +134,11 @@ class _Made:
         """What taking out each at the trace's position costs, measured."""
         if not labels:
             return {}
-        placed = [_placed(label, self._trace.position) for label in labels]
-        table = self.tried("measured ablations", lambda: ablate_each(self._trace, placed))
+        table = self.tried("measured ablations", lambda: ablate_each(self._trace, self._placed(labels)))
         return {} if table is None else dict(zip(labels, table["measured_effect"].tolist(), strict=True))
+
+    def _placed(self, labels: list[str]) -> list[str]:
+        return [_placed_at(label, self._trace.position) for label in labels]
 
     def words(self, labels: list[str]) -> dict[str, Any]:
         """By reading and label."""
@@ -189,6 +193,8 @@ def _words(trace: "Trace", labels: list[str], by: ReadBy) -> dict[str, Any]:
     rows = {label: label.rpartition("@")[0] if _is_placed_neuron(label) else label for label in labels}
     if by == "prob_increase":
         rows = {label: row for label, row in rows.items() if label in (row, f"{row}@{trace.position}")}
+    if not rows:
+        return {}
     table = trace.vocabulary(list(dict.fromkeys(rows.values())), _WORDS, by=by)
     found: dict[str, Any] = {}
     for (row, side), words in table.groupby(["label", "side"], sort=False):
@@ -206,9 +212,12 @@ def _is_placed_neuron(label: str) -> bool:
     return component.unit == "ffn_neuron" and component.at is not None
 
 
-def _placed(label: str, position: int) -> str:
-    """A part as it is added at a position."""
-    joint = {"head": "@>", "head_position": ">", "attn_neuron": ">"}.get(parse_label(label).unit, "@")
+def _placed_at(label: str, position: int) -> str:
+    """A part as it is added at a position, unless its label says where."""
+    component = parse_label(label)
+    if component.at is not None:
+        return label
+    joint = {"head": "@>", "head_position": ">", "attn_neuron": ">"}.get(component.unit, "@")
     return f"{label}{joint}{position}"
 
 

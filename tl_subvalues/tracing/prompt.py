@@ -173,6 +173,19 @@ def _traces(
     return traces
 
 
+def retargeted(trace: Trace, target: Any, against: Any = None) -> Trace:
+    """Another target through the same run.
+
+    Raises:
+        ValueError: for a bad target, and if the model's weights have changed since.
+    """
+    trace.require_unchanged()
+    view = trace.run.view
+    return trace_of_run(
+        view, trace.tokens, asked(view, target, against), trace.position, trace.scale, trace.cache, None
+    )
+
+
 def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[Tensor, " pos"]) -> None:
     """Raise unless a given cache is complete, of one prompt, and of this one."""
     activations.require(view.hooks())

@@ -475,6 +475,16 @@ class Trace(Pages):
         """The target at every sublayer's input: what increases are measured from."""
         return self._reading(self.target)
 
+    @no_autocast_no_grad
+    def require_unchanged(self) -> None:
+        """Raise if the model's weights or the run's activations were written to since, by whatever way the readout's.
+
+        Raises:
+            ValueError: if they were.
+        """
+        self.run.require_unchanged()
+        self.reading.at(self.run.activations.final_residual(self.position)[:1])  # which it holds to the run's
+
     def _reading(self, target: Target) -> Reading:
         return read_together([self._target_at(target)])[0]
 

@@ -12,6 +12,7 @@ from tl_subvalues.decomposition.components import component_of, subvalues_of, th
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.model_view import ModelView, decode_each
 from tl_subvalues.numerics.extremes import extremes
+from tl_subvalues.progress import step
 from tl_subvalues.readout.readout import Readout
 from tl_subvalues.words.readings import WordReading, run_reading
 
@@ -93,6 +94,7 @@ def _words(
     sides: Sequence[str],
 ) -> Iterator[Words]:
     for start in range(0, len(labels), reading.at_once):
+        step(f"words: {start:,} of {len(labels):,} parts")
         at = slice(start, start + reading.at_once)
         panels = reading.panels(vectors[at], sites[at])
         best = extremes(panels, k, [side == "top" for side in sides])

@@ -20,7 +20,8 @@ class View {
     Object.assign(this, { root, data, options, number: ++views });
     this.parts = new Parts(data);
     this.parts.idOf = (label) => canonical(label, data.position);
-    this.state = new State(Boolean(options.address));
+    this.state = new State(Boolean(options.address), options.first);
+    this.asked = new Map(); // of parts: what the model at hand has to say of the question, "" where that is all
     this.tooltip = h("div.tooltip", { role: "tooltip", id: this.id("tooltip"), hidden: true });
     if (this.state.values.pins === null) this.state.values.pins = closest(this).slice(0, 1).map((row) => row.label);
   }
@@ -46,6 +47,25 @@ class View {
   named(label) {
     const id = this.parts.idOf(label);
     return h(`button.part.${family(id)}`, { type: "button", "data-part": id, "data-key": `part-${id}` }, plain(id));
+  }
+
+  /** Where a model is at hand, ask it for what is not kept of the pinned parts; each is asked about once. */
+  askForPins() {
+    if (!this.options.ask) return;
+    for (const id of this.state.pins) if (!this.asked.has(id) && this.parts.lacks(id)) this.askFor(id);
+  }
+
+  async askFor(id) {
+    this.asked.set(id, "asking the model …");
+    this.redrawPanel();
+    try {
+      const found = await this.options.ask(id);
+      this.parts.add(found);
+      this.asked.set(id, found.notes.join(" "));
+    } catch (error) {
+      this.asked.set(id, error.message);
+    }
+    this.redrawPanel();
   }
 
   /** Show which parts are pinned, by their numbers. */
@@ -102,8 +122,9 @@ class View {
  * Show a finished trace.
  * @param {HTMLElement} element whose content is replaced
  * @param {any} data the document (schema tl-subvalues/saved-trace/1)
- * @param {{address?: boolean, retarget?: (token: number) => void, ask?: (label: string) => void}} options
- *   address: keep the view in the page's address; retarget, ask: where a model is at hand
+ * @param {{address?: boolean, first?: object, retarget?: (token: number) => void, ask?: (label: string) => Promise<any>}} options
+ *   address: keep the view in the page's address; first: what its state starts with; retarget, ask: where a model is
+ *   at hand, ask gives a fragment of a document (activations, words, parts, total_effects, ablations, notes)
  */
 export function render(element, data, options = {}) {
   element.classList.add("tlsv");
@@ -113,6 +134,8 @@ export function render(element, data, options = {}) {
   listen(view);
   view.mark(element);
   view.state.watch(() => view.mark(element));
+  view.state.watch(() => view.askForPins());
+  view.askForPins();
   return view;
 }
 

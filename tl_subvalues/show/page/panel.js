@@ -14,18 +14,31 @@ const FACTS = [
 
 export function panel(view) {
   const { state } = view;
-  const made = h("aside.panel", { "aria-label": "pinned parts" });
+  const made = h("div.cards");
   const draw = () => {
     const pins = state.pins;
     const cards = pins.map((id) => card(view, id));
     const hint = h("p.help", {}, "Click a part anywhere, and what is known of it appears here. Several can be compared; the address keeps them.");
-    made.replaceChildren(h("h2", {}, "Pinned"), ...(pins.length ? [] : [hint]), ...(pins.length > 1 ? [comparison(view, pins)] : []), ...cards.reverse());
+    made.replaceChildren(...(pins.length ? [] : [hint]), ...(pins.length > 1 ? [comparison(view, pins)] : []), ...cards.reverse());
     view.mark(made);
   };
   state.watch((changed) => changed.some((one) => one === "pins" || one === "words") && view.keepingFocus(made, draw));
   view.redrawPanel = () => view.keepingFocus(made, draw);
   draw();
-  return made;
+  return h("aside.panel", { "aria-label": "pinned parts" }, h("h2", {}, "Pinned"), anyPart(view), made);
+}
+
+/** Where a model is at hand: any part of it, whether the tables have it or not. */
+function anyPart({ options, state }) {
+  if (!options.ask) return null;
+  const label = h("input", { type: "text", placeholder: "L24N1005", spellcheck: "false", autocomplete: "off", maxlength: 60 });
+  const pin = (event) => {
+    event.preventDefault();
+    const id = label.value.trim();
+    if (id && !state.pins.includes(id)) state.toggle(id);
+    label.value = "";
+  };
+  return h("form.controls", { on: { submit: pin } }, h("label", {}, "any part, by its label ", label), h("button", { type: "submit" }, "pin"));
 }
 
 function comparison(view, pins) {
@@ -71,7 +84,8 @@ function words(view, id) {
 
 function activation(view, id) {
   const tables = Object.hasOwn(view.data.activations, id) ? view.data.activations[id] : undefined;
-  if (!/neuron/.test(view.parts.get(id).kind)) return null;
+  const part = view.parts.get(id);
+  if (!/neuron/.test(part.kind) || part.at !== undefined) return null; // scores are of the trace's own position
   const table = tables?.head_position ?? tables?.sublayer;
   if (!table) return h("p.missing", {}, "What switched it on is kept for the first neurons alone: ", h("code", {}, `trace.activations("${plain(id)}")`), " asks the model.");
   const rows = rowsOf(table);
@@ -113,9 +127,11 @@ function flows(view, id) {
   );
 }
 
-/** Where a model is at hand: ask it for what is not kept. */
+/** Where a model is at hand: what comes of asking it for what is not kept. */
 function live(view, id) {
-  const { options } = view;
-  if (!options.ask) return null;
-  return h("button", { type: "button", "data-key": `ask-${id}`, on: { click: () => options.ask(id) } }, "ask the model about it");
+  const said = view.asked.get(id);
+  if (!said) return null;
+  const waiting = said.startsWith("asking");
+  const again = h("button", { type: "button", "data-key": `ask-${id}`, on: { click: () => view.askFor(id) } }, "ask again");
+  return h("p.missing", { role: "status" }, plain(said), waiting ? null : [" ", again]);
 }

@@ -66,6 +66,24 @@ export class Parts {
     this.parts.set(id, part);
   }
 
+  /** What a model at hand says of a part besides: a fragment of a document. */
+  add(found) {
+    Object.assign(this.data.activations, found.activations);
+    for (const [by, words] of Object.entries(found.words)) Object.assign((this.data.words[by] ??= {}), words);
+    for (const [label, own] of Object.entries(found.parts)) this.learn(label, own);
+    for (const [label, total] of Object.entries(found.total_effects)) this.learn(label, { total });
+    for (const [label, measured] of Object.entries(found.ablations)) this.learn(label, { measured });
+  }
+
+  /** Whether something is missing of a part that a model would tell. */
+  lacks(id) {
+    const part = this.get(id);
+    if (part.kind === "embedding") return false;
+    const words = Object.values(this.data.words).some((one) => Object.hasOwn(one, id) || Object.hasOwn(one, `${id}@${this.position}`));
+    const scored = !/neuron/.test(part.kind) || part.at !== undefined || Object.hasOwn(this.data.activations, id);
+    return part.measured === undefined || !words || !scored;
+  }
+
   /** What a label says by itself. */
   described(id) {
     const [kind, match] = KINDS.map(([name, pattern]) => [name, pattern.exec(id)]).find(([, found]) => found) ?? ["part", null];

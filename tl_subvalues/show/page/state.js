@@ -5,11 +5,14 @@ const NUMBERS = ["min", "share"];
 export const MOST_PINS = 6;
 
 export class State {
-  /** @param {boolean} inAddress whether the address is this view's to write into */
-  constructor(inAddress) {
+  /**
+   * @param {boolean} inAddress whether the address is this view's to write into
+   * @param {object} first what a view starts with, where the address says nothing
+   */
+  constructor(inAddress, first = {}) {
     this.inAddress = inAddress;
     this.listeners = [];
-    this.values = { ...DEFAULTS, ...(inAddress ? read(location.hash) : {}) };
+    this.values = { ...DEFAULTS, ...first, ...(inAddress ? read(location.hash) : {}) };
     this.explicit = this.values.pins !== null;
     if (inAddress) {
       addEventListener("hashchange", () => {
