@@ -79,10 +79,10 @@ def browser() -> Iterator[Browser]:
             chromium.close()
 
 
-def violations(page: Page) -> list[str]:
-    """Serious and critical findings of axe-core."""
+def violations(page: Page, within: str = "html") -> list[str]:
+    """Serious and critical findings of axe-core, on the page or in what a selector finds there."""
     page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    found = page.evaluate("within => axe.run(within, {resultTypes: ['violations']})", within)["violations"]
     return [
         f"{one['id']}: {one['help']}: {one['nodes'][0]['html'][:200]} ({len(one['nodes'])})"
         for one in found

@@ -352,5 +352,6 @@ for _name in (
     "plot_curve",
     "plot_compare",
     "plot_activations",
+    "widget",
 ):
     setattr(SavedTrace, _name, _refused(_name))

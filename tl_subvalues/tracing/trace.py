@@ -24,7 +24,7 @@ from tl_subvalues.readout.reading import Known, Reading, TargetAt, read_together
 from tl_subvalues.readout.readout import Readout, Scale
 from tl_subvalues.readout.targets import Measure, Target
 from tl_subvalues.saved.document import Document
-from tl_subvalues.saved.pages import Pages
+from tl_subvalues.saved.pages import Pages, require_rows
 from tl_subvalues.show import plots
 from tl_subvalues.show.tables import (
     activation_table,
@@ -459,6 +459,24 @@ class Trace(Pages):
     def plot_activations(self, label: str, by: By = "sublayer", top: int | None = 15, *, ax: Any = None) -> Any:
         """Bars: the components that drove a neuron most, and all others together."""
         return plots.activations(self.activations(label, by), self._title(), ax, require_top(top), self.str_tokens)
+
+    def widget(self, *, top: int = 50) -> Any:
+        """The trace in a notebook, beside its model: the page of `to_html`, whose clicks ask the model.
+
+        Pinning a part asks for what the page does not hold: its words, what switched it on, its measured ablation; any
+        part can be named by its label. Clicking another word that the model would say traces that one through the same
+        run; `widget.trace` is then its trace. Below it stands the summary of `_repr_html_`, which exports keep.
+
+        Args:
+            top: rows of each table.
+
+        Raises:
+            ImportError: without anywidget: pip install 'tl-subvalues[widget]'.
+        """
+        from tl_subvalues.live.widget import TraceWidget
+        from tl_subvalues.tracing.tracer import Tracer
+
+        return TraceWidget(self, Tracer(self.model, require_rows(top)))
 
     def _document(self, top: int) -> Document:
         return document_of(self, top)

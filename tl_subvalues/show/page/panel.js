@@ -38,6 +38,7 @@ function anyPart({ options, state }) {
     if (id && !state.pins.includes(id)) state.toggle(id);
     label.value = "";
   };
+  label.addEventListener("keydown", (event) => event.key === "Enter" && pin(event)); // in JupyterLab, Enter submits no form
   return h("form.controls", { on: { submit: pin } }, h("label", {}, "any part, by its label ", label), h("button", { type: "submit" }, "pin"));
 }
 
