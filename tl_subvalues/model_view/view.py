@@ -25,6 +25,7 @@ from tl_subvalues.model_view.modules import (
 from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable, version_of
 from tl_subvalues.model_view.running import hook_points_of, left_as_it_was
 from tl_subvalues.model_view.weights import ReadoutPieces
+from tl_subvalues.version import __version__
 
 # Bytes of a prompt's patterns from where on they are not kept.
 LONG = 1 << 28
@@ -124,6 +125,10 @@ class ModelView:
     def checksum(self) -> dict[str, str]:
         """What says that this is the same model to the bit, in another process or on another device too."""
         return identity(self.model)
+
+    def provenance(self) -> dict[str, str]:
+        """What a file of results says of where they come from: this package, the model to the bit, versions, dtype."""
+        return {"package": __version__, "model": self.name, **self.checksum(), "dtype": str(self.dtype)}
 
     @property
     def compute_dtype(self) -> torch.dtype:

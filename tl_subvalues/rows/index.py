@@ -1,6 +1,5 @@
 """The words of every row as one Parquet file, made in parts that survive a kill at any moment."""
 
-import importlib.metadata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -68,10 +67,7 @@ def write_index(
     k = min(k, readout.d_vocab)
     settings = {
         "schema": SCHEMA,
-        "package": importlib.metadata.version("tl-subvalues"),
-        "model": view.name,
-        **view.checksum(),
-        "dtype": str(view.dtype),
+        **view.provenance(),
         "unit": unit,
         "by": by,
         "k": k,

@@ -7,22 +7,18 @@ metadata say whose it is.
 
 import hashlib
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from tl_subvalues.errors import shown
+from tl_subvalues.files import UNFINISHED, for_one_run, settings_metadata, settings_of, write_whole
 
-# The key of our entry in a Parquet file's metadata.
-KEY = b"tl_subvalues"
-_SETTINGS, _UNFINISHED = "settings.json", ".unfinished"
+_SETTINGS = "settings.json"
 
 
 def require_writable(path: Any) -> Path:
@@ -58,9 +54,9 @@ def written_in_parts(
     Raises:
         ValueError: if parts of other settings are there, or another run is writing them.
     """
-    with _locked(path):
+    with for_one_run(path, "name another file"):
         folder = path.with_name(f"{path.name}.parts")
-        if _settings_of(path) != settings:
+        if settings_of(path) != settings:
             _require_own(folder, settings)
             parts = []
             for number in range(count):
@@ -70,31 +66,6 @@ def written_in_parts(
         elif _settings_in(folder) != settings:
             return
         _remove(folder)
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """The file for this run alone."""
-    lock = FileLock(path.with_name(f"{path.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(
-            f"{shown(path)} is being written by another run; wait for it, or name another file."
-        ) from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
-
-
-def _settings_of(path: Path) -> Any:
-    """What a finished file says that it depends on; None where there is none, or no such file."""
-    try:
-        return json.loads((pq.read_schema(path).metadata or {})[KEY])
-    except (OSError, pa.ArrowException, KeyError, ValueError):
-        return None
 
 
 def _require_own(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -107,9 +78,9 @@ def _require_own(folder: Path, settings: Mapping[str, Any]) -> None:
         raise ValueError(f"{shown(folder)} is in the way: the parts are kept in a folder of that name.")
     folder.mkdir(exist_ok=True)
     if not (folder / _SETTINGS).exists():
-        if any(not path.name.endswith(_UNFINISHED) for path in folder.iterdir()):
+        if any(not path.name.endswith(UNFINISHED) for path in folder.iterdir()):
             raise ValueError(f"{shown(folder)} holds files that are no parts of ours; name another file.")
-        _write(folder / _SETTINGS, folder, lambda file: file.write(json.dumps(dict(settings)).encode()))
+        write_whole(folder / _SETTINGS, lambda file: file.write(json.dumps(dict(settings)).encode()))
         return
     found = _settings_in(folder)
     if found is None:
@@ -135,7 +106,7 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
 
 def _remove(folder: Path) -> None:
     """Remove what is ours, and the folder unless something else is in it; what says whose they are last."""
-    for path in [*folder.glob("[0-9]*-*.parquet"), *folder.glob(f".*{_UNFINISHED}"), folder / _SETTINGS]:
+    for path in [*folder.glob("[0-9]*-*.parquet"), *folder.glob(f".*{UNFINISHED}"), folder / _SETTINGS]:
         path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()
@@ -157,7 +128,7 @@ def _kept(folder: Path, number: int, table: pa.Table) -> Path:
     pq.write_table(table, buffer)
     content = buffer.getvalue().to_pybytes()
     path = folder / _name(number, content)
-    _write(path, folder, lambda file: file.write(content))
+    write_whole(path, lambda file: file.write(content))
     return path
 
 
@@ -167,25 +138,11 @@ def _name(number: int, content: bytes) -> str:
 
 def _join(path: Path, parts: list[Path], settings: Mapping[str, Any]) -> None:
     """All parts as one file, a part at a time."""
-    schema = pq.read_schema(parts[0]).with_metadata({KEY: json.dumps(dict(settings)).encode()})
+    schema = pq.read_schema(parts[0]).with_metadata(settings_metadata(settings))
 
     def copy(file: BinaryIO) -> None:
         with pq.ParquetWriter(file, schema) as writer:
             for part in parts:
                 writer.write_table(pq.read_table(part).replace_schema_metadata(schema.metadata))
 
-    _write(path, parts[0].parent, copy)
-
-
-def _write(path: Path, folder: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    """A file in one step: under another name in the folder of parts first, synced, then in its place."""
-    unfinished = folder / f".{secrets.token_hex(8)}{_UNFINISHED}"
-    try:
-        with unfinished.open("xb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+    write_whole(path, copy, parts[0].parent)

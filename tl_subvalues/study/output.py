@@ -1,13 +1,12 @@
 """Tables as files."""
 
-import os
-import secrets
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pandas as pd
 
 from tl_subvalues.errors import shown
+from tl_subvalues.files import write_whole
 
 
 def require_writable_table(out: Any) -> None:
@@ -30,18 +29,11 @@ def write_table(table: pd.DataFrame, out: Any) -> None:
 
     What stands in its place is replaced; a link stays, and what it leads to is replaced.
     """
-    path = Path(out).resolve()
-    # A name of its own for each run, made as mkstemp makes it, but with the permissions of any new file.
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished")
-    try:
-        with unfinished.open("xb") as file:
-            if Path(out).suffix == ".parquet":
-                table.to_parquet(file, index=False)
-            else:
-                table.to_csv(file, index=False)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+
+    def fill(file: BinaryIO) -> None:
+        if Path(out).suffix == ".parquet":
+            table.to_parquet(file, index=False)
+        else:
+            table.to_csv(file, index=False)
+
+    write_whole(Path(out).resolve(), fill)
