@@ -224,9 +224,9 @@ def test_collect_does_not_grow_with_the_facts(model: Any, monkeypatch: pytest.Mo
     items: list[weakref.ref[Item]] = []
     held: list[int] = []
 
-    def watched(path: Any, settings: Any, count: int, work: Any) -> Any:
+    def watched(path: Any, settings: Any, count: int, work: Any, size: int) -> Any:
         for number in range(count):
-            item = Item(work(number))
+            item = Item(work([number])[0])
             items.append(weakref.ref(item))
             held.append(sum(one() is not None for one in items))
             yield item

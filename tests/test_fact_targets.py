@@ -14,7 +14,8 @@ from torch import Tensor
 
 import tl_subvalues as tlsv
 from tl_subvalues.model_view import view_of
-from tl_subvalues.study.facts import check_facts, read_rows
+from tl_subvalues.study.facts import check_facts
+from tl_subvalues.study.sources import read_rows
 
 pytestmark = pytest.mark.any_release
 

@@ -7,7 +7,8 @@ import pytest
 from helpers import zoo
 
 from tl_subvalues.model_view import view_of
-from tl_subvalues.study.facts import check_facts, read_rows
+from tl_subvalues.study.facts import check_facts
+from tl_subvalues.study.sources import read_rows
 
 pytestmark = pytest.mark.any_release
 

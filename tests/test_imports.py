@@ -46,7 +46,17 @@ ROOMS: dict[str, set[str]] = {
         "saved",
         "live",
     },
-    "study": {"numerics", "model_view", "readout", "decomposition", "importance", "upstream", "ablation", "tracing"},
+    "study": {
+        "numerics",
+        "loading",
+        "model_view",
+        "readout",
+        "decomposition",
+        "importance",
+        "upstream",
+        "ablation",
+        "tracing",
+    },
     "command": {
         "loading",
         "model_view",
@@ -62,7 +72,7 @@ ROOMS: dict[str, set[str]] = {
         "study",
     },
 }
-GROUND = {"errors", "labels", "progress", "version"}
+GROUND = {"errors", "files", "labels", "progress", "version"}
 MODEL_VIEW = [
     "releases",
     "folders",

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ SETTINGS = {"what": "test", "ks": (1, 2), "seed": 0}
 COUNT = 5
 
 
-def work(number: int) -> dict[str, Any]:
+def item(number: int) -> dict[str, Any]:
     return {"number": number, "third": number / 3, "word": "é" * number, "pair": (1, 2)}
+
+
+def work(numbers: Sequence[int]) -> list[dict[str, Any]]:
+    return [item(number) for number in numbers]
 
 
 @pytest.mark.slow
@@ -32,9 +37,9 @@ def test_cut_at_any_byte_it_goes_on(tmp_path: Path) -> None:
         path.write_bytes(whole[:cut])
         made: list[int] = []
 
-        def counted(number: int, made: list[int] = made) -> dict[str, Any]:
-            made.append(number)
-            return work(number)
+        def counted(numbers: Sequence[int], made: list[int] = made) -> list[dict[str, Any]]:
+            made.extend(numbers)
+            return work(numbers)
 
         assert list(resumed(path, SETTINGS, COUNT, counted)) == expected
         assert path.read_bytes() == whole
@@ -42,19 +47,40 @@ def test_cut_at_any_byte_it_goes_on(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["record.jsonl"]
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 9])
+def test_batches_are_continued_in_their_middle(tmp_path: Path, size: int) -> None:
+    """Whatever the batches before the kill and after it: the same file, no item worked out twice."""
+    path = tmp_path / "record.jsonl"
+    expected = list(resumed(path, SETTINGS, COUNT, work, size))
+    whole = path.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    for done in range(COUNT + 1):
+        path.write_bytes(b"".join(lines[: done + 1]))
+        made: list[Sequence[int]] = []
+
+        def counted(numbers: Sequence[int], made: list[Sequence[int]] = made) -> list[dict[str, Any]]:
+            made.append(numbers)
+            return work(numbers)
+
+        assert list(resumed(path, SETTINGS, COUNT, counted, size)) == expected
+        assert path.read_bytes() == whole
+        assert [number for batch in made for number in batch] == list(range(done, COUNT))
+        assert all(len(batch) == size for batch in made[:-1])
+
+
 def test_an_exception_keeps_what_was_done(tmp_path: Path) -> None:
     """The item that failed is worked out again, those before it are not."""
     path = tmp_path / "record.jsonl"
 
-    def failing(number: int) -> dict[str, Any]:
-        if number == 3:
+    def failing(numbers: Sequence[int]) -> list[dict[str, Any]]:
+        if 3 in numbers:
             raise ArithmeticError
-        return work(number)
+        return work(numbers)
 
     with pytest.raises(ArithmeticError):
         list(resumed(path, SETTINGS, COUNT, failing))
     made: list[int] = []
-    list(resumed(path, SETTINGS, COUNT, lambda number: (made.append(number), work(number))[1]))
+    list(resumed(path, SETTINGS, COUNT, lambda numbers: (made.extend(numbers), work(numbers))[1]))
     assert made == [3, 4]
 
 
@@ -126,7 +152,7 @@ def test_lines_of_another_form(tmp_path: Path) -> None:
     """JSON without what an item has, another record's line: one sentence that names file and line."""
     path, other = tmp_path / "record.jsonl", tmp_path / "other.jsonl"
     list(resumed(path, SETTINGS, COUNT, work))
-    list(resumed(other, {**SETTINGS, "seed": 1}, COUNT, lambda number: {"number": -number}))
+    list(resumed(other, {**SETTINGS, "seed": 1}, COUNT, lambda numbers: [{"number": -number} for number in numbers]))
     lines, others = path.read_bytes().splitlines(keepends=True), other.read_bytes().splitlines(keepends=True)
     for line, says in (
         (b'{"item": 0}\n', "no record"),
@@ -162,7 +188,7 @@ def test_two_names_of_one_record(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="another run"):
             next(resumed(name, SETTINGS, COUNT, work))
     assert len(list(running)) == COUNT - 1
-    assert len(list(resumed(link, SETTINGS, COUNT, lambda number: pytest.fail("worked out again")))) == COUNT
+    assert len(list(resumed(link, SETTINGS, COUNT, lambda numbers: pytest.fail("worked out again")))) == COUNT
     assert sorted(file.name for file in tmp_path.rglob("*.jsonl*")) == ["link.jsonl", "record.jsonl"]
 
 
@@ -177,6 +203,6 @@ def test_settings_are_worked_out_only_where_a_record_is_kept(tmp_path: Path) -> 
     list(resumed(None, settings, COUNT, work))
     assert not asked
     list(resumed(tmp_path / "record.jsonl", settings, COUNT, work))
-    list(resumed(tmp_path / "record.jsonl", SETTINGS, COUNT, lambda number: pytest.fail("worked out again")))
+    list(resumed(tmp_path / "record.jsonl", SETTINGS, COUNT, lambda numbers: pytest.fail("worked out again")))
     assert asked == [1]
     assert json.loads((tmp_path / "record.jsonl").read_bytes().splitlines()[0])["what"] == "test"

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tl_subvalues.show.plots import plot_evaluation as plot_evaluation
     from tl_subvalues.study.collect import collect as collect
     from tl_subvalues.study.evaluate import evaluate as evaluate
+    from tl_subvalues.study.merge import merge as merge
     from tl_subvalues.study.rankings import RANKINGS as RANKINGS
     from tl_subvalues.tracing.answer import trace_answer as trace_answer
     from tl_subvalues.tracing.batch import TraceBatch as TraceBatch
@@ -61,6 +62,7 @@ _HOMES = {
     "find": "rows.find",
     "load_model": "loading.models",
     "log_prob_increase": "importance.increases",
+    "merge": "study.merge",
     "open_trace": "saved.opened",
     "plot_evaluation": "show.plots",
     "prob_increase": "importance.increases",

@@ -15,13 +15,8 @@ from torch import Tensor
 from tl_subvalues.decomposition.together import inner_products_together, longest_together
 from tl_subvalues.importance.bounds import site_bounds
 from tl_subvalues.importance.candidates import Candidates, Certificate, Ranked
-<<<<<<< HEAD
 from tl_subvalues.labels import NAMES, Unit
-from tl_subvalues.progress import bar, search_line
-=======
-from tl_subvalues.labels import NAMES
 from tl_subvalues.progress import bar, search_line, step
->>>>>>> 6eaabb4 (Explore: a page over a live model, served to this machine alone)
 
 # Subvalues made at a time: 1,280 vectors of 4,096 numbers are 20 MB. With the one that rides along in an evaluation
 # (`Reading.increases`) they fill whole blocks of the readout.

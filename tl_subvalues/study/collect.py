@@ -1,21 +1,26 @@
 """Which units recur? Over many facts, the neurons and heads that are among the top of each, counted and summed."""
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
 import pandas as pd
+import pyarrow as pa
 
-from tl_subvalues.model_view import view_of
+from tl_subvalues.model_view import ModelView, view_of
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.progress import bar
 from tl_subvalues.readout.readout import Scale, require_scale
-from tl_subvalues.study.facts import check_facts, read_rows
+from tl_subvalues.study.facts import Fact, check_facts
+from tl_subvalues.study.folder import into_folder
+from tl_subvalues.study.jobs import Item, chosen_batch_size
 from tl_subvalues.study.output import require_writable_table, write_table
+from tl_subvalues.study.places import place_of
 from tl_subvalues.study.record import record_path, resumed, run_settings
+from tl_subvalues.study.sources import read_rows, stream_rows
+from tl_subvalues.study.sums import UnitSums, unit_rows
 from tl_subvalues.study.traced import Tracer
 from tl_subvalues.tracing.trace import Trace
-
-UNITS = ("ffn_neuron", "attn_neuron", "head")
 
 
 def collect(
@@ -26,9 +31,14 @@ def collect(
     positions: bool = False,
     scale: Scale = "frozen",
     prepend_bos: bool | None = None,
+    columns: Mapping[str, str] | None = None,
+    layout: str | None = None,
     on_error: str = "stop",
     out: Any = None,
     record: Any = None,
+    batch_size: SupportsIndex | None = None,
+    shard: tuple[int, int] | None = None,
+    ray: bool | str = False,
     show_progress: bool | None = None,
 ) -> pd.DataFrame:
     """FFN neurons, attention neurons and heads that raise targets most, over many facts.
@@ -46,62 +56,86 @@ def collect(
             of its ranks counts.
         scale: as in `trace`.
         prepend_bos: as in `trace`.
+        columns: as in `evaluate`.
+        layout: as in `evaluate`.
         on_error: as in `evaluate`.
-        out: as in `evaluate`.
+        out: a .parquet or .csv file to write the table to; or a folder for Parquet parts, one row a fact and unit:
+            fact (the row's number among all), unit, label, increase, rank. `merge` makes the table of them. A part that
+            is there is not made again.
         record: as in `evaluate`.
+        batch_size: as in `evaluate`.
+        shard: as in `evaluate`.
+        ray: as in `evaluate`.
         show_progress: as in `evaluate`.
 
     Returns:
         One row a unit: unit (ffn_neuron, attn_neuron, head), label, sum_increase (of what the facts ask for, in nats,
         over the facts that have it in their top), n_facts (how many those are), mean_rank (among its kind there; 1 is
         the top).
-        Kind by kind, the largest sum first.
+        Kind by kind, the largest sum first. Of a shard, over its facts.
 
     Raises:
-        ValueError: for bad facts or files, and a record of other settings.
+        ValueError: for bad facts or files, and a record or parts of other settings.
         UnsupportedModelError: as `trace`, and for models without FFN neurons.
     """
     view = view_of(model)
     require_scale(scale)
-    top = whole_number(top, "top")
+    job = Collecting(whole_number(top, "top"), bool(positions), scale)
+    size = chosen_batch_size(batch_size)
+    place = place_of(out, record=record, shard=shard, ray=ray)
+    how: dict[str, Any] = {"on_error": on_error, "prepend_bos": prepend_bos}
+    if place is not None:
+        return into_folder(
+            model, lambda measure: job, (), stream_rows(facts, columns, layout), place, size, show_progress, **how
+        )
     require_writable_table(out)
     path = record_path(record, out)
-    checked = check_facts(view, read_rows(facts), on_error=on_error, prepend_bos=prepend_bos)
-    settings = run_settings(view, checked.facts, what="collect", top=top, positions=positions, scale=scale)
+    checked = check_facts(view, read_rows(facts, columns, layout), **how)
+    settings = run_settings(view, checked.facts, what="collect", **job.settings())
+    items_of = job.on(view)
 
-    tracer = Tracer(view, scale)
+    def work(numbers: Sequence[int]) -> list[Item]:
+        return items_of([checked.facts[number] for number in numbers])
 
-    def work(number: int) -> dict[str, Any]:
-        return fact_units(tracer(checked.facts[number]), top, positions)
-
-    items = resumed(path, settings, len(checked.facts), work)
-    sums: dict[tuple[str, str], UnitSum] = {}
+    sums = UnitSums()
     with bar("collect", len(checked.facts), "facts", show=show_progress) as shown:
-        for item in items:
-            for unit, found in item.items():
-                for label, (increase, rank) in found.items():
-                    sums.setdefault((unit, label), UnitSum()).add(increase, rank)
+        for item in resumed(path, settings, len(checked.facts), work, size):
+            sums.add(item)
             shown.update()
-    table = _table(sums)
+    table = sums.table()
     table.attrs["skipped"] = checked.skipped
     if out is not None:
         write_table(table, out)
     return table
 
 
-@dataclass
-class UnitSum:
-    """A unit over the facts so far."""
+@dataclass(frozen=True)
+class Collecting:
+    """The job of `collect`: the top units of each fact."""
 
-    increase: float = 0.0
-    facts: int = 0
-    ranks: int = 0
+    top: int
+    positions: bool
+    scale: Scale
+    what: str = "collect"
+    by: tuple[str, ...] = ()
 
-    def add(self, increase: float, rank: int) -> None:
-        """One more fact that has the unit in its top."""
-        self.increase += increase
-        self.facts += 1
-        self.ranks += rank
+    def settings(self) -> dict[str, Any]:
+        """What the units depend on."""
+        return {"top": self.top, "positions": self.positions, "scale": self.scale}
+
+    def on(self, view: ModelView) -> Callable[[Sequence[Fact]], list[Item]]:
+        """What finds the units of a batch of facts."""
+        tracer = Tracer(view, self.scale)
+        return lambda facts: units_of(tracer, facts, self.top, self.positions)
+
+    def rows(self, facts: Sequence[Fact], items: Sequence[Item]) -> pa.Table:
+        """One row a fact and unit."""
+        return unit_rows([fact.number for fact in facts], items)
+
+
+def units_of(tracer: Tracer, facts: Sequence[Fact], top: int, positions: bool) -> list[Item]:
+    """The top units of each fact of a batch."""
+    return [fact_units(tracer(fact), top, positions) for fact in facts]
 
 
 def fact_units(traced: Trace, top: int, positions: bool) -> dict[str, dict[str, tuple[float, int]]]:
@@ -123,22 +157,3 @@ def _units(table: pd.DataFrame, column: str, keep: bool) -> dict[str, tuple[floa
         before, best = found.get(name, (0.0, rank))
         found[name] = before + increase, best
     return found
-
-
-def _table(sums: dict[tuple[str, str], UnitSum]) -> pd.DataFrame:
-    rows = [
-        {
-            "unit": unit,
-            "label": label,
-            "sum_increase": one.increase,
-            "n_facts": one.facts,
-            "mean_rank": one.ranks / one.facts,
-        }
-        for (unit, label), one in sums.items()
-    ]
-    table = pd.DataFrame(rows, columns=["unit", "label", "sum_increase", "n_facts", "mean_rank"])
-    order = table["unit"].map({unit: number for number, unit in enumerate(UNITS)})
-    table = table.assign(order=order).sort_values(
-        ["order", "sum_increase", "label"], ascending=[True, False, True], ignore_index=True
-    )
-    return table.drop(columns="order")

@@ -9,7 +9,8 @@ from tl_subvalues.model_view import view_of
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.progress import bar
 from tl_subvalues.readout.readout import Scale, require_scale
-from tl_subvalues.study.facts import check_facts, read_rows
+from tl_subvalues.study.facts import check_facts
+from tl_subvalues.study.sources import read_rows
 from tl_subvalues.study.traced import Tracer
 
 

@@ -11,19 +11,17 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
-
-from filelock import FileLock, Timeout
+from typing import Any, BinaryIO, TypeVar
 
 from tl_subvalues.errors import shown
-from tl_subvalues.version import __version__
+from tl_subvalues.files import for_one_run
 
 SCHEMA = "tl-subvalues/record/2"
 # A line's end: the digest, as the last of its JSON object's entries.
 _END = re.compile(rb', "check": "([0-9a-f]{16})"\}\n')
 
+Item = TypeVar("Item")
 Settings = Mapping[str, Any] | Callable[[], Mapping[str, Any]]
 
 
@@ -33,55 +31,51 @@ def digest(value: Any) -> str:
 
 
 def resumed(
-    path: Path | None, settings: Settings, count: int, work: Callable[[int], dict[str, Any]]
+    path: Path | None,
+    settings: Settings,
+    count: int,
+    work: Callable[[Sequence[int]], list[dict[str, Any]]],
+    batch_size: int = 1,
 ) -> Iterator[dict[str, Any]]:
     """Items 0 to count − 1 in order: from the record as far as it goes, worked out and recorded from there on.
+
+    A record that ends within a batch is continued there.
 
     Args:
         path: the record's file; None works everything out and keeps nothing.
         settings: what the items depend on, or a function that says so, which is called only where a record is kept; a
             record of other settings is refused.
         count: how many items there are.
-        work: makes an item, in terms of JSON.
+        work: makes the items of a batch of numbers, in terms of JSON.
+        batch_size: how many items a batch has.
 
     Raises:
         ValueError: if the record is of other settings, damaged, or in use.
     """
     if path is None:
-        yield from (_through_json(work(number)) for number in range(count))
+        for batch in batches(range(count), batch_size):
+            yield from (_through_json(result) for result in work(batch))
         return
     found = settings() if callable(settings) else settings
     header = _line({"schema": SCHEMA, **_through_json(dict(found))}, b"")
     seed = _check_of(header)
-    with _locked(path), path.open("a+b") as file:
+    with for_one_run(path, "name another record"), path.open("a+b") as file:
         done = 0
         for item in _recorded(file, path, header):
             if item.get("item") != done or done >= count:
                 raise ValueError(f"{shown(path)}, line {done + 2} is not item {done} of {count}; remove the file.")
             done += 1
             yield item["result"]
-        for number in range(done, count):
-            result = _through_json(work(number))
-            _append(file, _line({"item": number, "result": result}, seed))
-            yield result
+        for batch in batches(range(done, count), batch_size):
+            results = [_through_json(result) for result in work(batch)]
+            lines = [_line({"item": number, "result": r}, seed) for number, r in zip(batch, results, strict=True)]
+            _append(file, b"".join(lines))
+            yield from results
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """The record for this run alone, by whatever name it is called."""
-    place = path.resolve()
-    lock = FileLock(place.with_name(f"{place.name}.lock"), timeout=0)
-    try:
-        lock.acquire()
-    except Timeout as error:
-        raise ValueError(
-            f"{shown(path)} is being written by another run; wait for it, or name another record."
-        ) from error
-    try:
-        yield
-    finally:
-        Path(lock.lock_file).unlink(missing_ok=True)
-        lock.release()
+def batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
+    """The items in order, so many at a time."""
+    return (items[start : start + size] for start in range(0, len(items), size))
 
 
 def _recorded(file: BinaryIO, path: Path, header: bytes) -> Iterator[dict[str, Any]]:
@@ -188,13 +182,6 @@ def run_settings(view: Any, facts: Sequence[Any], **settings: Any) -> Callable[[
 
     def found() -> dict[str, Any]:
         content = [[fact.tokens.tolist(), fact.asked.ids, fact.asked.against] for fact in facts]
-        return {
-            "package": __version__,
-            "model": view.name,
-            **view.checksum(),
-            "dtype": str(view.dtype),
-            "facts": digest(content),
-            **settings,
-        }
+        return {**view.provenance(), "facts": digest(content), **settings}
 
     return found

@@ -1,0 +1,45 @@
+"""What is worked out for every fact, as an object that can be sent to a worker; `collect` and `evaluate` are two."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+import pyarrow as pa
+
+from tl_subvalues.model_view import ModelView
+from tl_subvalues.model_view.indexing import whole_number
+from tl_subvalues.study.facts import Fact
+
+# Facts that are worked through together where the user does not say how many.
+BATCH = 16
+Item = dict[str, Any]
+
+
+@runtime_checkable
+class Job(Protocol):
+    """What is worked out for a fact: an item, in terms of JSON, and its rows in a file."""
+
+    @property
+    def what(self) -> str:
+        """Its name, "collect" or "evaluate"."""
+
+    @property
+    def by(self) -> tuple[str, ...]:
+        """Columns of the facts that it needs, beside prompt, target and against."""
+
+    def settings(self) -> dict[str, Any]:
+        """What its items depend on, beside model and facts."""
+
+    def on(self, view: ModelView) -> Callable[[Sequence[Fact]], list[Item]]:
+        """What makes the items of a batch of facts with a model."""
+
+    def rows(self, facts: Sequence[Fact], items: Sequence[Item]) -> pa.Table:
+        """The items as rows of a part, with the facts' numbers in the column `fact`."""
+
+
+def chosen_batch_size(batch_size: Any) -> int:
+    """How many facts are worked through together.
+
+    Raises:
+        ValueError: unless it is None or a positive number.
+    """
+    return BATCH if batch_size is None else whole_number(batch_size, "batch_size")
