@@ -208,10 +208,11 @@ def test_killed_and_resumed_it_is_as_one_run(model: Any, tmp_path: Path) -> None
     collected = tlsv.collect(model, facts, top=9, prepend_bos=False, out=tmp_path / "collect.parquet")
     for name in ("evaluate.csv", "collect.parquet"):
         assert (tmp_path / f"{name}.record.jsonl").read_bytes().count(b"\n") == 61
-    pd.testing.assert_frame_equal(evaluated, tlsv.evaluate(model, facts, **SMALL), check_exact=True)
+    pd.testing.assert_frame_equal(evaluated, tlsv.evaluate(model, facts, **SMALL), rtol=1e-5, atol=1e-6)
     once = tlsv.collect(model, facts, top=9, prepend_bos=False)
-    pd.testing.assert_frame_equal(collected, once, check_exact=True)
-    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "collect.parquet"), once, check_exact=True)
+    # To the rounding of batches that were cut elsewhere: what was recorded before the kill stands in another one.
+    pd.testing.assert_frame_equal(collected, once, rtol=1e-5, atol=1e-6)
+    pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "collect.parquet"), collected, check_exact=True)
 
 
 @pytest.mark.slow

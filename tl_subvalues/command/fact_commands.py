@@ -96,10 +96,11 @@ def _run(
         raise ValueError(f"{shown(facts)}: there is no such file.")
     from tl_subvalues.study.collect import collect
     from tl_subvalues.study.evaluate import evaluate
-    from tl_subvalues.study.facts import check_words, read_rows
+    from tl_subvalues.study.facts import check_words
     from tl_subvalues.study.output import require_writable_table
     from tl_subvalues.study.rankings import chosen_rankings
     from tl_subvalues.study.record import record_path
+    from tl_subvalues.study.sources import read_rows
 
     require_writable_table(out)
     rows = read_rows(facts)

@@ -48,8 +48,10 @@ class TraceWidget(anywidget.AnyWidget):
         """The widget, and below it the summary that stays where no widget is: in exports, offline, on GitHub."""
         from IPython.display import HTML, display
 
-        data, metadata = self._repr_mimebundle_()
-        display(data, metadata=metadata, raw=True)
+        bundle = self._repr_mimebundle_()
+        if bundle is not None:
+            data, metadata = bundle
+            display(data, metadata=metadata, raw=True)
         display(HTML(self.trace._repr_html_()))
 
 

@@ -18,9 +18,9 @@ from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.places import place_of
 from tl_subvalues.study.record import record_path, resumed, run_settings
 from tl_subvalues.study.sources import read_rows, stream_rows
-from tl_subvalues.study.sums import UnitSums, unit_rows
+from tl_subvalues.study.sums import UNITS, UnitSums, unit_rows
 from tl_subvalues.study.traced import Tracer
-from tl_subvalues.tracing.trace import Trace
+from tl_subvalues.tracing.batch import tops_together
 
 
 def collect(
@@ -81,7 +81,7 @@ def collect(
     view = view_of(model)
     require_scale(scale)
     job = Collecting(whole_number(top, "top"), bool(positions), scale)
-    size = chosen_batch_size(batch_size)
+    size = chosen_batch_size(batch_size, view)
     place = place_of(out, record=record, shard=shard, ray=ray)
     how: dict[str, Any] = {"on_error": on_error, "prepend_bos": prepend_bos}
     if place is not None:
@@ -134,25 +134,15 @@ class Collecting:
 
 
 def units_of(tracer: Tracer, facts: Sequence[Fact], top: int, positions: bool) -> list[Item]:
-    """The top units of each fact of a batch."""
-    return [fact_units(tracer(fact), top, positions) for fact in facts]
+    """The top units of each fact of a batch: kind -> label -> (increase in nats, rank from 1)."""
+    tops = tops_together(tracer.together(facts), UNITS, top)
+    return [{unit: _units(labelled, keep=positions) for unit, labelled in one.items()} for one in tops]
 
 
-def fact_units(traced: Trace, top: int, positions: bool) -> dict[str, dict[str, tuple[float, int]]]:
-    """The top units of one fact: kind -> label -> (increase in nats, rank from 1)."""
-    tables = {
-        "ffn_neuron": traced.ffn_neurons(top=top),
-        "attn_neuron": traced.attn_neurons(top=top),
-        "head": traced.heads(top=top),
-    }
-    column = traced.target.column
-    return {unit: _units(table, column, keep=positions) for unit, table in tables.items()}
-
-
-def _units(table: pd.DataFrame, column: str, keep: bool) -> dict[str, tuple[float, int]]:
+def _units(labelled: Sequence[tuple[str, float]], keep: bool) -> dict[str, tuple[float, int]]:
     """Label -> (increase, rank); rows of one unit at several source positions together unless they are kept apart."""
     found: dict[str, tuple[float, int]] = {}
-    for rank, (label, increase) in enumerate(zip(table["label"], table[column].tolist(), strict=True), start=1):
+    for rank, (label, increase) in enumerate(labelled, start=1):
         name = label if keep else label.partition("@")[0]
         before, best = found.get(name, (0.0, rank))
         found[name] = before + increase, best

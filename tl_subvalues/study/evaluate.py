@@ -112,7 +112,7 @@ def evaluate(
     require_scale(scale)
     seed = whole_number(seed, "seed", least=0)
     numbers = require_ks(ks)
-    size = chosen_batch_size(batch_size)
+    size = chosen_batch_size(batch_size, view)
     names = _columns_to_group(by)
     place = place_of(out, record=record, shard=shard, ray=ray)
     how: dict[str, Any] = {"on_error": on_error, "prepend_bos": prepend_bos}
@@ -183,7 +183,7 @@ def outcomes_of(
     tracer: Tracer, facts: Sequence[Fact], rankings: Mapping[str, Ranking], ks: Sequence[int]
 ) -> list[Item]:
     """The outcomes of each fact of a batch, as rows."""
-    return [{"rows": ablations(tracer.view, tracer(fact), rankings, ks)} for fact in facts]
+    return [{"rows": ablations(tracer.view, traced, rankings, ks)} for traced in tracer.together(facts)]
 
 
 def ablations(

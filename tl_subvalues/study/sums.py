@@ -7,7 +7,9 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-UNITS = ("ffn_neuron", "attn_neuron", "head")
+from tl_subvalues.labels import Unit
+
+UNITS: tuple[Unit, ...] = ("ffn_neuron", "attn_neuron", "head")
 COLUMNS = ["unit", "label", "sum_increase", "n_facts", "mean_rank"]
 # Unit -> label -> (increase in nats, rank from 1), of one fact.
 Found = Mapping[str, Mapping[str, Sequence[Any]]]
