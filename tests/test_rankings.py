@@ -174,3 +174,25 @@ def test_mixtures_of_experts_are_refused(family: str, tokens: Tensor) -> None:
     for name in ("coefficient", "norm", "direct_logit_attribution", "gradient_times_activation", "random"):
         with pytest.raises(tlsv.UnsupportedModelError, match=r"layer \d is a mixture of experts"):
             tlsv.RANKINGS[name].top(trace, 5)
+
+
+def test_a_comparison_is_sent_by_name() -> None:
+    """Rankings of the package are closures; another process makes them again, and gets the user's own by value."""
+    import pickle
+
+    from tl_subvalues.study.evaluate import Evaluating
+    from tl_subvalues.study.rankings import chosen_rankings
+
+    chosen = chosen_rankings({"mine": negated_norm, "norm": tlsv.RANKINGS["norm"]}, 3)
+    job = Evaluating(chosen, (2, 5), 3, "frozen", ("kind",))
+    again = pickle.loads(pickle.dumps(job))
+    assert again.settings() == job.settings()
+    assert list(again.rankings) == ["mine", "norm", "random"]
+    assert again.rankings["norm"] is tlsv.RANKINGS["norm"]
+    trace = tlsv.trace(zoo.model("llama"), "w3 w4 w5", "w6")
+    for name in chosen:
+        assert again.rankings[name].top(trace, 4) == chosen[name].top(trace, 4)
+
+
+def negated_norm(trace: tlsv.Trace) -> torch.Tensor:
+    return -tlsv.RANKINGS["norm"](trace)

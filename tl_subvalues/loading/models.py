@@ -10,6 +10,7 @@ from tl_subvalues.errors import shown, shown_value, told
 from tl_subvalues.loading.embedded import EMBEDDED, embedded_folder, stages_left
 from tl_subvalues.loading.ggufs import STAGES, gguf_folder, source_of
 from tl_subvalues.loading.kept import cache_folder
+from tl_subvalues.loading.origin import remember
 from tl_subvalues.loading.progress import StageBar, hosts_bars_hidden
 from tl_subvalues.model_view import load_named
 from tl_subvalues.progress import watched
@@ -54,6 +55,12 @@ def load_model(
     """
     if device is not None and device_map is not None:
         raise ValueError("pass device or device_map, not both: device_map says itself where every layer goes.")
+    model = _loaded(name, device, dtype, device_map, watched() if show_progress is None else show_progress)
+    remember(model, name, device, dtype, device_map)
+    return model
+
+
+def _loaded(name: str, device: Any, dtype: torch.dtype, device_map: Any, show: bool) -> Any:
     if name.startswith(_BAEVSKI18):
         if device_map is not None:
             raise ValueError("Baevski & Auli's model is on one device; pass device.")
@@ -62,7 +69,6 @@ def load_model(
             raise FileNotFoundError(f"{shown(folder)}: there is no such folder.")
         return baevski18.load(folder, device=device, dtype=dtype)
     how = {"device": device, "dtype": dtype, "device_map": device_map}
-    show = watched() if show_progress is None else show_progress
     if name == EMBEDDED:
         return _embedded(show, how)
     return _from_gguf(Path(name).expanduser(), show, how) if _names_a_file(name) else _named(name, **how)

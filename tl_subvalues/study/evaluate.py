@@ -28,7 +28,7 @@ from tl_subvalues.study.jobs import Item, chosen_batch_size
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.places import place_of
 from tl_subvalues.study.ranked import RankedUnit, Ranking, Scores
-from tl_subvalues.study.rankings import chosen_rankings
+from tl_subvalues.study.rankings import chosen_rankings, own_rankings, rankings_named
 from tl_subvalues.study.record import record_path, resumed, run_settings
 from tl_subvalues.study.sources import read_rows, stream_rows
 from tl_subvalues.study.summary import MEASURES, TAKEN, outcome_rows, summary
@@ -159,6 +159,11 @@ class Evaluating:
     by: tuple[str, ...] = ()
     what: str = "evaluate"
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """By their names but for the user's own: rankings are closures, which do not go to other processes as such."""
+        names, own = tuple(self.rankings), own_rankings(self.rankings)
+        return _made_again, (names, own, self.ks, self.seed, self.scale, self.by)
+
     def settings(self) -> dict[str, Any]:
         """What the outcomes depend on, and how they are summed."""
         return {
@@ -177,6 +182,17 @@ class Evaluating:
     def rows(self, facts: Sequence[Fact], items: Sequence[Item]) -> pa.Table:
         """One row a fact, ranking and k."""
         return outcome_rows([fact.number for fact in facts], _groups(facts, self.by), items)
+
+
+def _made_again(
+    names: Sequence[str],
+    own: Mapping[str, Ranking],
+    ks: tuple[int, ...],
+    seed: int,
+    scale: Scale,
+    by: tuple[str, ...],
+) -> Evaluating:
+    return Evaluating(rankings_named(names, seed, own), ks, seed, scale, by)
 
 
 def outcomes_of(

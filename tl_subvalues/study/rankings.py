@@ -116,3 +116,14 @@ def chosen_rankings(
         raise ValueError(NO_PROBABILITY)
     units = {one.of.unit for one in known.values()} or {unit}
     return {**known, **{name: at_random(seed, of) for name, of in _RANDOM.items() if of.unit in units}}
+
+
+def own_rankings(rankings: Mapping[str, Ranking]) -> dict[str, Ranking]:
+    """Those of a comparison that are the user's own."""
+    return {name: one for name, one in rankings.items() if name not in _RANDOM and RANKINGS.get(name) is not one}
+
+
+def rankings_named(names: Sequence[str], seed: int, own: Mapping[str, Ranking]) -> dict[str, Ranking]:
+    """A comparison made again from its names, the user's own rankings given: what another process has to be told."""
+    random = {name: at_random(seed, of) for name, of in _RANDOM.items()}
+    return {name: {**RANKINGS, **random, **own}[name] for name in names}
