@@ -10,7 +10,7 @@ import click
 from tl_subvalues.command.asking import Question, asking_options, require_writable
 from tl_subvalues.command.effect_commands import effects_command, graph_command
 from tl_subvalues.command.explore import explore_command
-from tl_subvalues.command.fact_commands import collect_command, evaluate_command
+from tl_subvalues.command.fact_commands import collect_command, evaluate_command, merge_command
 from tl_subvalues.command.find import find_command
 from tl_subvalues.command.index import index_command
 from tl_subvalues.command.mcp import mcp_command
@@ -108,6 +108,7 @@ cli.add_command(effects_command)
 cli.add_command(graph_command)
 cli.add_command(evaluate_command)
 cli.add_command(collect_command)
+cli.add_command(merge_command)
 cli.add_command(show_command)
 cli.add_command(explore_command)
 cli.add_command(find_command)
