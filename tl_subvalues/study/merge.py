@@ -11,7 +11,7 @@ from tl_subvalues.errors import shown
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.parts import Part, PartsFolder, Shard, part_at, read_part, require_same
 from tl_subvalues.study.summary import summary_of_parts
-from tl_subvalues.study.sums import UnitSums
+from tl_subvalues.study.sums import RowSums
 
 _SHOWN = 5
 
@@ -126,9 +126,9 @@ def _checked(part: Part) -> Any:
 
 
 def _sums(parts: Sequence[Part]) -> pd.DataFrame:
-    sums = UnitSums()
+    sums = RowSums()
     for part in parts:
-        sums.add_rows(_checked(part))
+        sums.add(_checked(part))
     return sums.table()
 
 

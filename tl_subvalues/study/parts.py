@@ -99,7 +99,7 @@ def part_at(path: Path) -> Part | None:
 
 
 # Columns of few different texts, which are kept as numbers.
-_TEXTS = {"collect": ["unit", "label"], "evaluate": ["ranking"]}
+_TEXTS = {"evaluate": ["ranking"]}
 
 
 def read_part(part: Part) -> pa.Table:

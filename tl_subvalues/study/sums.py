@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -16,69 +15,83 @@ Found = Mapping[str, Mapping[str, Sequence[Any]]]
 
 
 class UnitSums:
-    """Sums over the facts so far, one for each different unit: memory grows with these, never with the facts.
-
-    In float64; the order of the facts moves the last digits (15 or 16 are held of each number).
-    """
+    """Sums over the facts so far, one for each different unit: memory grows with these, never with the facts."""
 
     def __init__(self) -> None:
-        self._places: dict[tuple[str, str], int] = {}
-        self._increase = np.zeros(0)
-        self._facts = np.zeros(0, dtype=np.int64)
-        self._ranks = np.zeros(0, dtype=np.int64)
+        self._sums: dict[tuple[str, str], list[Any]] = {}
 
     def add(self, found: Found) -> None:
         """One more fact."""
         for unit, labels in found.items():
             for label, (increase, rank) in labels.items():
-                place = self._place(unit, label)
-                self._increase[place] += increase
-                self._facts[place] += 1
-                self._ranks[place] += int(rank)
-
-    def add_rows(self, rows: pa.Table) -> None:
-        """The facts of a part: columns unit, label, increase, rank, each unit once in a fact."""
-        units, labels = (rows[name].dictionary_encode().combine_chunks() for name in ("unit", "label"))
-        unit_names, label_names = _names(units), _names(labels)
-        n = len(label_names)
-        code = np.asarray(_codes(units), dtype=np.int64) * n + np.asarray(_codes(labels))
-        size = len(unit_names) * n
-        counts = np.bincount(code, minlength=size)
-        there = np.flatnonzero(counts)
-        places = np.array([self._place(unit_names[i // n], label_names[i % n]) for i in there.tolist()], dtype=np.int64)
-        self._increase[places] += np.bincount(code, rows["increase"].to_numpy(), size)[there]
-        self._facts[places] += counts[there]
-        # float64 holds whole numbers to 2^53
-        self._ranks[places] += np.bincount(code, rows["rank"].to_numpy(), size)[there].astype(np.int64)
-
-    def _place(self, unit: str, label: str) -> int:
-        place = self._places.setdefault((unit, label), len(self._places))
-        if place >= len(self._increase):
-            more = max(1024, len(self._increase))
-            self._increase = np.append(self._increase, np.zeros(more))
-            self._facts = np.append(self._facts, np.zeros(more, dtype=np.int64))
-            self._ranks = np.append(self._ranks, np.zeros(more, dtype=np.int64))
-        return place
+                one = self._sums.setdefault((unit, label), [0.0, 0, 0])
+                one[0] += increase
+                one[1] += 1
+                one[2] += rank
 
     def table(self) -> pd.DataFrame:
         """One row a unit, kind by kind, the largest sum first; equal ones by label."""
-        n = len(self._places)
-        facts = self._facts[:n]
-        table = pd.DataFrame(
-            {
-                "unit": [unit for unit, _ in self._places],
-                "label": [label for _, label in self._places],
-                "sum_increase": self._increase[:n],
-                "n_facts": facts,
-                "mean_rank": self._ranks[:n] / np.maximum(facts, 1),
-            },
-            columns=COLUMNS,
+        increases, facts, ranks = ([one[i] for one in self._sums.values()] for i in range(3))
+        units, labels = ([key[i] for key in self._sums] for i in range(2))
+        return _in_order(units, labels, increases, facts, ranks)
+
+
+class RowSums:
+    """Sums over the rows of parts so far: of each part first, then of those together, whenever enough have come.
+
+    In float64, in the order of the parts: against sums in the order of the facts it moves the last digits.
+    """
+
+    # Rows of summed parts that are held before they are summed together: some 100 MB.
+    _HELD = 2_000_000
+
+    def __init__(self) -> None:
+        self._held: list[pa.Table] = []
+        self._rows, self._most = 0, self._HELD
+
+    def add(self, rows: pa.Table) -> None:
+        """The facts of a part: columns unit, label, increase, rank, each unit once in a fact."""
+        with_count = rows.select(["unit", "label", "increase", "rank"])
+        summed = with_count.group_by(["unit", "label"], use_threads=False).aggregate(
+            [("increase", "sum"), ("increase", "count"), ("rank", "sum")]
         )
-        order = table["unit"].map({unit: number for number, unit in enumerate(UNITS)})
-        table = table.assign(order=order).sort_values(
-            ["order", "sum_increase", "label"], ascending=[True, False, True], ignore_index=True
-        )
-        return table.drop(columns="order")
+        self._held.append(summed.rename_columns(_name(summed)))
+        self._rows += len(summed)
+        if self._rows > self._most:
+            self._together()
+            # Where there are more units than that, sums are not made over and over for a few new rows.
+            self._most = max(self._HELD, 2 * self._rows)
+
+    def _together(self) -> None:
+        if self._held:
+            grouped = pa.concat_tables(self._held).group_by(["unit", "label"], use_threads=False)
+            summed = grouped.aggregate([("increase", "sum"), ("facts", "sum"), ("rank", "sum")])
+            self._held = [summed.rename_columns(_name(summed))]
+            self._rows = len(summed)
+
+    def table(self) -> pd.DataFrame:
+        """As of `UnitSums`."""
+        self._together()
+        if not self._held:
+            return _in_order([], [], [], [], [])
+        (summed,) = self._held
+        return _in_order(*(summed[name].to_pylist() for name in ("unit", "label", "increase", "facts", "rank")))
+
+
+def _name(summed: pa.Table) -> list[str]:
+    """What sums are called: as what was summed."""
+    names = {"increase_sum": "increase", "increase_count": "facts", "facts_sum": "facts", "rank_sum": "rank"}
+    return [names.get(name, name) for name in summed.column_names]
+
+
+def _in_order(units: list[str], labels: list[str], increases: Any, facts: Any, ranks: Any) -> pd.DataFrame:
+    table = pd.DataFrame({"unit": units, "label": labels, "sum_increase": increases, "n_facts": facts})
+    table["mean_rank"] = pd.Series(ranks, dtype="float64") / table["n_facts"]
+    order = table["unit"].map({unit: number for number, unit in enumerate(UNITS)})
+    table = table.assign(order=order).sort_values(
+        ["order", "sum_increase", "label"], ascending=[True, False, True], ignore_index=True
+    )
+    return table[COLUMNS]
 
 
 def unit_rows(numbers: Iterable[int], found: Iterable[Found]) -> pa.Table:
@@ -93,16 +106,3 @@ def unit_rows(numbers: Iterable[int], found: Iterable[Found]) -> pa.Table:
             columns["rank"] += [rank for _, rank in labels.values()]
     types = {"fact": pa.int64(), "increase": pa.float64(), "rank": pa.int32()}
     return pa.table({name: pa.array(values, types.get(name, pa.string())) for name, values in columns.items()})
-
-
-def _names(encoded: Any) -> list[str]:
-    return [str(name) for chunk in _chunks(encoded) for name in chunk.dictionary.to_pylist()]
-
-
-def _codes(encoded: Any) -> Any:
-    (chunk,) = _chunks(encoded)
-    return chunk.indices.to_numpy(zero_copy_only=False)
-
-
-def _chunks(encoded: Any) -> list[Any]:
-    return list(encoded.chunks) if isinstance(encoded, pa.ChunkedArray) else [encoded]
