@@ -2,6 +2,7 @@
 
 import copy
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -32,6 +33,19 @@ class Site:
     output: Float[Tensor, " d_model"]
 
 
+@dataclass(frozen=True, eq=False)
+class Total:
+    """What the inner products of all parts with one covector add up to, and their length, in float64."""
+
+    sum: Float[Tensor, ""]
+    norm: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, products: Float[Tensor, " all"]) -> "Total":
+        """Of the parts' inner products."""
+        return cls(products.sum(dtype=torch.float64), products.norm().double())
+
+
 @dataclass(frozen=True)
 class UnitParts:
     """All parts of one unit in a run, sublayer by sublayer."""
@@ -44,27 +58,32 @@ class UnitParts:
     tolerance: float
     left_out: tuple[int, ...] = ()  # layers that have such parts, which cannot be told apart in this run
 
-    def check_sum(self, number: int, covector: Float[Tensor, " d_model"], products: Float[Tensor, " all"]) -> None:
-        """Check that a sublayer's parts still add up to what the run's sublayer added, along a covector.
+    def check_sums(self, covectors: Sequence[Float[Tensor, " d_model"]], totals: Sequence["Total"]) -> None:
+        """Check that each sublayer's parts still add up to what it added in the run, along a covector.
 
         Args:
-            number: which sublayer.
-            covector: any, the more of the parts it sees the better.
-            products: ⟨covector, v⟩ of every part, which most callers have anyway.
+            covectors: one a sublayer; any, the more of the parts it sees the better.
+            totals: of the inner products of every part with it, which most callers have anyway.
 
         Raises:
             ValueError: if they do not: weights or activations have changed since the run, unseen by `fingerprint`.
         """
-        site = self.sites[number]
-        whole = site.output - self.constants[number]
-        error = (products.sum(dtype=torch.float64) - (whole.double() @ covector.double())).abs()
+        if not self.sites:
+            return
+        outputs = torch.stack([site.output for site in self.sites]).double()
+        along, constants = torch.stack(list(covectors)).double(), torch.stack(self.constants).double()
+        errors = (torch.stack([one.sum for one in totals]) - ((outputs - constants) * along).sum(-1)).abs()
         # What rounding may do: to each part, and to each entry of the output, which is in the model's dtype.
-        size = products.norm().double() + (site.output.double() * covector.double()).abs().sum()
-        if not bool(error <= self.tolerance * size):
+        sizes = torch.stack([one.norm for one in totals]) + (outputs * along).abs().sum(-1)
+        fine = errors <= self.tolerance * sizes
+        if not bool(fine.all()):
+            first = int(torch.nonzero(~fine)[0])
+            site = self.sites[first]
             raise ValueError(
                 f"the {self.unit.replace('_', ' ')}s of layer {site.layer} no longer add up to what its "
-                f"{site.sublayer} sublayer added in the run (off by {float(error):.2g} where they amount to "
-                f"{float(size):.2g}): its weights, or the trace's cache, were written to since; trace the prompt again."
+                f"{site.sublayer} sublayer added in the run (off by {float(errors[first]):.2g} where they amount to "
+                f"{float(sizes[first]):.2g}): its weights, or the trace's cache, were written to since; trace the "
+                "prompt again."
             )
 
     def fields(self, group: Int[Tensor, " n"], index: Int[Tensor, " n"]) -> dict[str, Tensor]:
@@ -255,7 +274,7 @@ class Run:
         site = self.site(layer, sublayer)
         parts = self.parts(site, unit)
         one = UnitParts(unit, (0,), (site,), (parts,), (self.bias(site),), sum_tolerance(self.view))
-        one.check_sum(0, site.output, parts.subvalues.inner_products(site.output))
+        one.check_sums([site.output], [Total.of(parts.subvalues.inner_products(site.output))])
 
     def weighted_values(self, layer: int) -> Float[Tensor, "source head d_head"]:
         """z_p of every source position that the query can see.

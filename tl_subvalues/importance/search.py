@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from tl_subvalues.decomposition.run import Total
 from tl_subvalues.decomposition.together import inner_products_together, longest_together
 from tl_subvalues.importance.bounds import site_bounds
 from tl_subvalues.importance.candidates import Candidates, Certificate, Ranked
@@ -61,8 +62,9 @@ def sweep(
 ) -> Ranked:
     """Every candidate evaluated, in blocks."""
     total = len(candidates)
-    for i, (site, parts) in enumerate(zip(candidates.parts.sites, candidates.groups, strict=True)):
-        candidates.parts.check_sum(i, site.output, parts.inner_products(site.output))
+    outputs = [site.output for site in candidates.parts.sites]
+    totals = [Total.of(parts.inner_products(x)) for parts, x in zip(candidates.groups, outputs, strict=True)]
+    candidates.parts.check_sums(outputs, totals)
     increase = candidates.reading.residuals.new_zeros(total).cpu()
     with bar(NAMES[candidates.parts.unit], total, "evaluated", show=show_progress) as shown:
         for number in torch.arange(total).split(BLOCK):
@@ -153,6 +155,7 @@ def promises(many: Sequence[Candidates], largest: bool) -> list[Float[Tensor, " 
     """
     bounds = [site_bounds(one.reading, one.parts.numbers, both_sides=not largest) for one in many]
     found = [one.reading.residuals.new_empty(len(one), device="cpu") for one in many]
+    led: list[dict[int, Total]] = [{} for _ in many]
     same: dict[tuple[Unit, int], list[tuple[int, int]]] = {}
     for run, one in enumerate(many):
         for number, site in enumerate(one.parts.numbers):
@@ -163,10 +166,12 @@ def promises(many: Sequence[Candidates], largest: bool) -> list[Float[Tensor, " 
         products, lengths = inner_products_together(groups, [at.gradient for at in sites]), longest_together(groups)
         for (run, number), at, parts, product, length in zip(places, sites, groups, products, lengths, strict=True):
             one = many[run]
-            one.parts.check_sum(number, at.gradient, product)
+            led[run][number] = Total.of(product)
             bound = (at.upper if largest else at.lower)(parts, product, length).cpu()
             score = one.score(bound, torch.full((len(bound),), number))
             found[run][one.numbering.span(number)] = score if largest else -score
+    for one, own, totals in zip(many, bounds, led, strict=True):
+        one.parts.check_sums([at.gradient for at in own], [totals[number] for number in range(len(own))])
     return found
 
 

@@ -206,6 +206,15 @@ class Activations:
         batch, positions, *_ = self._shape("blocks.0.hook_resid_pre")
         return batch, positions
 
+    def is_finite(self) -> bool:
+        """Whether the residual stream holds numbers everywhere; an accelerator is waited for once."""
+        if self._rows is not None:
+            return not self._rows.infinite
+        names = [f"blocks.{layer}.hook_resid_pre" for layer in range(self._view.n_layers)]
+        names.append(f"blocks.{self._view.n_layers - 1}.hook_resid_post")
+        finite = [torch.isfinite(self._raw(name)).all().to(self._view.device) for name in names]
+        return bool(torch.stack(finite).all())
+
     def first_infinite(self, layer: int) -> int | None:
         """The first position where the residual stream that enters a layer (or leaves the last) is no number."""
         last = layer == self._view.n_layers

@@ -7,6 +7,9 @@ on tiny random models of all dense families: sums 5.5e-3 in bfloat16, 7e-4 in fl
 models are held to float32's rounding, for the RMS norms of many families compute in float32 whatever comes in.
 """
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 import einops
 import torch
 from jaxtyping import Float, Int
@@ -55,9 +58,9 @@ def check_finite(view: ModelView, activations: Activations) -> None:
     Raises:
         ValueError: if it holds NaN or infinite numbers, naming layer and position.
     """
-    for layer in view.layers:
-        _require_finite(view, layer.layer, activations.first_infinite(layer.layer))
-    _require_finite(view, view.n_layers, activations.first_infinite(view.n_layers))
+    if not activations.is_finite():
+        for layer in range(view.n_layers + 1):
+            _require_finite(view, layer, activations.first_infinite(layer))
 
 
 def check_sums(view: ModelView, activations: Activations, position: int) -> None:
@@ -67,8 +70,7 @@ def check_sums(view: ModelView, activations: Activations, position: int) -> None
         UnsupportedModelError: naming the layer and the sum that does not hold.
     """
     warn_of_faults(view.model)
-    for layer in view.layers:
-        _check_block(view, layer, activations, position)
+    _require(view, [one for layer in view.layers for one in _sums_of_block(view, layer, activations, position)])
 
 
 def check_readout(view: ModelView, ours: Float[Tensor, " vocab"], theirs: Float[Tensor, " vocab"]) -> None:
@@ -184,11 +186,24 @@ def check_coefficients(
     Raises:
         UnsupportedModelError: if they are not.
     """
-    size = 0.0 if among is None else among.abs().max().item()
-    _require_equal(view, layer, what, computed, seen, size, _KEY_TOLERANCE[view.dtype])
+    size = None if among is None else among.abs().max()
+    _require(view, [_equality(layer, what, computed, seen, _KEY_TOLERANCE[view.dtype], size)])
 
 
-def _check_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
+@dataclass(frozen=True)
+class Equality:
+    """Two tensors that are to be the same: by how much they differ, and what that is measured by, prompt by prompt."""
+
+    layer: int
+    what: str  # is wrong where they are not
+    errors: Float[Tensor, " batch"]
+    sizes: Float[Tensor, " batch"]
+    tolerance: float
+
+
+def _sums_of_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
+    """What must be equal in a block."""
+    tolerance = sum_tolerance(view)
     number = layer.layer
     if layer.unknown() or not layer.sublayers:
         raise UnsupportedModelError(
@@ -205,15 +220,16 @@ def _check_block(view: ModelView, layer: Layer, activations: Activations, positi
     if layer.has_ffn and layer.reads_mid("mlp"):
         mid = activations.residual(number, "mlp", position)
         if first:
-            _require_equal(view, number, f"resid_pre + {'_out + '.join(first)}_out is not resid_mid", parts, mid)
+            yield _equality(number, f"resid_pre + {'_out + '.join(first)}_out is not resid_mid", parts, mid, tolerance)
         parts = mid
     if layer.has_ffn:
         parts = parts + activations.output(number, "mlp", position)
-    _require_equal(view, number, "its sublayers' outputs do not add up to the residual stream after it", parts, after)
+    what = "its sublayers' outputs do not add up to the residual stream after it"
+    yield _equality(number, what, parts, after, tolerance)
     if layer.has_attn:
-        _check_attention(view, layer, activations, position)
+        yield from _sum_of_heads(view, layer, activations, position)
     if layer.has_ffn:
-        _check_ffn(view, layer, activations, position)
+        yield from _sum_of_neurons(view, layer, activations, position)
 
 
 def _way_out(view: ModelView) -> str:
@@ -222,7 +238,7 @@ def _way_out(view: ModelView) -> str:
     return f"{' and '.join(left)} still work on the layers that have those" if left else "use a model with attention"
 
 
-def _check_attention(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
+def _sum_of_heads(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
     try:
         attention = layer.attention()
     except UnsupportedModelError:
@@ -234,7 +250,8 @@ def _check_attention(view: ModelView, layer: Layer, activations: Activations, po
     out = attention.passage.carry(out, scale) + attention.passage.carry_bias(_or_zero(attention.b_O, out), scale)
     expected = activations.output(number, "attn", position)
     size = _sizes(z, attention.W_O) * _stretches(attention.passage, scale).to(z)
-    _require_equal(view, number, "its heads do not add up to its attention output", out, expected, size)
+    what = "its heads do not add up to its attention output"
+    yield _equality(number, what, out, expected, sum_tolerance(view), size)
 
 
 def check_sources(view: ModelView, activations: Activations, layer: int, positions: Positions) -> None:
@@ -260,14 +277,14 @@ def check_sources(view: ModelView, activations: Activations, layer: int, positio
         )
 
 
-def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position: int) -> None:
+def _sum_of_neurons(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
     number = layer.layer
     try:
         ffn = layer.ffn() if layer.mixture() is None else None
     except UnsupportedModelError:
         return  # refused by name when its neurons are asked for
     if ffn is None:
-        check_experts(view, activations, number, position, activations.experts(number, position))
+        yield _sum_of_experts(view, activations, number, position, activations.experts(number, position))
         return
     m = activations.coefficients(number, ffn.W_out.shape[0], position)
     expected = activations.output(number, "mlp", position)
@@ -275,7 +292,8 @@ def _check_ffn(view: ModelView, layer: Layer, activations: Activations, position
     scale = activations.post_scale(number, "mlp", position)
     out = ffn.passage.carry(out, scale) + ffn.passage.carry_bias(_or_zero(ffn.b_out, out), scale)
     size = _sizes(m, ffn.W_out) * _stretches(ffn.passage, scale).to(m)
-    _require_equal(view, number, "its FFN neurons do not add up to its FFN output", out, expected, size)
+    what = "its FFN neurons do not add up to its FFN output"
+    yield _equality(number, what, out, expected, sum_tolerance(view), size)
 
 
 def check_experts(view: ModelView, activations: Activations, layer: int, positions: Positions, routed: Routed) -> None:
@@ -284,6 +302,12 @@ def check_experts(view: ModelView, activations: Activations, layer: int, positio
     Raises:
         UnsupportedModelError: if they do not.
     """
+    _require(view, [_sum_of_experts(view, activations, layer, positions, routed)])
+
+
+def _sum_of_experts(
+    view: ModelView, activations: Activations, layer: int, positions: Positions, routed: Routed
+) -> Equality:
     mixture = view.layer(layer).mixture()
     assert mixture is not None
     expected = activations.output(layer, "mlp", positions)
@@ -295,7 +319,8 @@ def check_experts(view: ModelView, activations: Activations, layer: int, positio
     scale = activations.post_scale(layer, "mlp", positions)
     out = mixture.passage.carry(out, scale) + mixture.passage.carry_bias(_or_zero(routed.bias, out), scale)
     size = squares.sqrt() * _stretches(mixture.passage, scale).to(squares)
-    _require_equal(view, layer, "its experts' neurons do not add up to its FFN output", out, expected, size)
+    what = "its experts' neurons do not add up to its FFN output"
+    return _equality(layer, what, out, expected, sum_tolerance(view), size)
 
 
 def _split_heads(z: Tensor, W_O: Tensor) -> Tensor:
@@ -309,7 +334,7 @@ def _or_zero(bias: Tensor | None, like: Tensor) -> Tensor:
 
 def _sizes(coefficients: Tensor, weights: Tensor) -> Float[Tensor, " batch"]:
     """Size of an entry that rounding should be measured by: of a sum of so many terms, were they not to cancel."""
-    return coefficients.flatten(1).norm(dim=1) * (length_of_all(weights) / weights.shape[-1] ** 0.5)
+    return coefficients.flatten(1).norm(dim=1) * (length_of_all(weights).to(coefficients) / weights.shape[-1] ** 0.5)
 
 
 def _stretches(passage: Passage, scale: Float[Tensor, "batch *rest"] | None) -> Float[Tensor, " _"]:
@@ -317,29 +342,34 @@ def _stretches(passage: Passage, scale: Float[Tensor, "batch *rest"] | None) -> 
     return torch.tensor([passage.stretch(one) for one in ([None] if scale is None else scale)])
 
 
-def _require_equal(
-    view: ModelView,
+def _equality(
     layer: int,
     what: str,
     ours: Float[Tensor, "batch *rest"],
     theirs: Float[Tensor, "batch *rest"],
-    size: Float[Tensor, " batch"] | float = 0.0,
-    tolerance: float = 0.0,
-) -> None:
-    """Raise unless two tensors are equal, each prompt's by the size of its own entries (`size`, or what it has)."""
+    tolerance: float,
+    size: Float[Tensor, " *batch"] | None = None,
+) -> Equality:
+    """Two tensors that are to be the same, each prompt's by the size of its own entries, or `size` if that is more."""
     if not theirs.numel():  # no positions
-        return
+        return Equality(layer, what, theirs.new_zeros(1), theirs.new_zeros(1), tolerance)
     sizes = theirs.flatten(1).abs().amax(1)
-    sizes = sizes.clamp(min=torch.as_tensor(size).to(sizes))
-    errors = (ours - theirs).flatten(1).abs().amax(1)
-    fine = errors <= (tolerance or _SUM_TOLERANCE[view.dtype]) * sizes
-    if not bool(fine.all()):
-        worst = int(torch.nonzero(~fine)[0])
-        raise UnsupportedModelError(
-            f"{view.name}: layer {layer} cannot be decomposed exactly: {what} (off by {float(errors[worst]):.2g} where "
-            f"entries reach {float(sizes[worst]):.2g}), so it holds something that is not covered (a norm "
-            "after the addition, a hook that edits activations, a sublayer of another kind)."
-        )
+    sizes = sizes if size is None else torch.maximum(sizes, size.to(sizes))
+    return Equality(layer, what, (ours - theirs).flatten(1).abs().amax(1), sizes, tolerance)
+
+
+def _require(view: ModelView, equalities: Sequence[Equality]) -> None:
+    """Raise unless all hold; an accelerator is waited for once."""
+    fine = [(one.errors <= one.tolerance * one.sizes).all() for one in equalities]
+    for one, holds in zip(equalities, torch.stack(fine).tolist() if fine else [], strict=True):
+        if not holds:
+            worst = int(torch.nonzero(~(one.errors <= one.tolerance * one.sizes))[0])
+            raise UnsupportedModelError(
+                f"{view.name}: layer {one.layer} cannot be decomposed exactly: {one.what} (off by "
+                f"{float(one.errors[worst]):.2g} where entries reach {float(one.sizes[worst]):.2g}), so it holds "
+                "something that is not covered (a norm after the addition, a hook that edits activations, a sublayer "
+                "of another kind)."
+            )
 
 
 def _require_finite(view: ModelView, layer: int, position: int | None) -> None:

@@ -44,9 +44,9 @@ def affine(x: Float[Tensor, "*rest d_in"], W: Tensor, b: Tensor | None) -> Float
     return y if b is None else y + b.to(y)
 
 
-def length_of_all(rows: Shaped[Tensor, "*rest"]) -> float:
+def length_of_all(rows: Shaped[Tensor, "*rest"]) -> Shaped[Tensor, ""]:
     """At least the root of the sum of squares of all entries, in one pass over them in their own dtype."""
-    return float(torch.linalg.vector_norm(rows)) * (1 + 2 * torch.finfo(rows.dtype).eps)
+    return torch.linalg.vector_norm(rows) * (1 + 2 * torch.finfo(rows.dtype).eps)
 
 
 def row_lengths(rows: Shaped[Tensor, "n d_model"], dtype: torch.dtype) -> Shaped[Tensor, " n"]:
