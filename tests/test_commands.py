@@ -218,7 +218,7 @@ def test_ctrl_c_says_what_is_kept(
         done.append(0)
         return ablations(*arguments)
 
-    arguments = ["evaluate", facts, "--model", folder, "--ks", "2", "--rankings", "norm"]
+    arguments = ["evaluate", facts, "--model", folder, "--ks", "2", "--rankings", "norm", "--batch-size", "1"]
     monkeypatch.setattr(evaluation, "ablations", interrupted)
     assert run(*arguments) == 130
     err = capsys.readouterr().err

@@ -4,6 +4,7 @@ An actor that dies is started again by Ray, and its rows are given out again; a 
 file. What goes wrong in a worker comes back as a message, so that the driver stops with one sentence.
 """
 
+import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -111,6 +112,7 @@ def _results(ray: Any, work: Work, shipped: Any, tasks: list[dict[str, Any]], gp
     """What workers say of each part, as it is done."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     workers = min(len(tasks), gpus or max(1, int(ray.cluster_resources().get("CPU", 1))))
     made = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map_batches(
         _Worker,
@@ -152,7 +154,8 @@ class _Worker:
         )
         view = view_of(model)
         own, expected = view.provenance(), work.folder.settings
-        differing = [name for name, value in own.items() if expected.get(name) != value]
+        # "model" is what the user called it, here a path in full
+        differing = [name for name, value in own.items() if name != "model" and expected.get(name) != value]
         if differing:
             raise ValueError(
                 f"a worker that loaded {shown(shipped.name)} has another {', '.join(differing)}; load the model anew "
