@@ -115,6 +115,23 @@ def test_the_tokenizer_is_the_file_s(kind: str, tmp_path: Path) -> None:
         assert tlsv.trace(model, text, " b", prepend_bos=False).tokens.tolist() == ids
 
 
+def test_what_lies_beside_a_file_is_not_read(tmp_path: Path) -> None:
+    """A tokenizer and a configuration of another model: words, weights and sizes are the file's own."""
+    hf = zoo.hf_model("llama", **FAMILIES["llama"])
+    file = gguf_files.write(tmp_path / "a.gguf", "llama", hf)
+    expected = tlsv.load_model(str(file), device="cpu")
+    other = tmp_path / "beside"
+    other.mkdir()
+    zoo.hf_model("gpt2").config.save_pretrained(other)
+    zoo.tokenizer().save_pretrained(other)
+    changed = gguf_files.write(other / "b.gguf", "llama", zoo.hf_model("llama", seed=1, **FAMILIES["llama"]))
+    model = tlsv.load_model(str(changed), device="cpu")
+    for text in ("a", " b", "abc"):
+        assert model.to_tokens(text).tolist() == expected.to_tokens(text).tolist(), text
+    assert model.tokenizer.get_vocab() == expected.tokenizer.get_vocab()
+    assert model.cfg.architecture == expected.cfg.architecture if zoo.has_bridge() else True
+
+
 def test_it_is_converted_once_and_kept_by_its_content(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

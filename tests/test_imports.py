@@ -72,7 +72,7 @@ ROOMS: dict[str, set[str]] = {
         "study",
     },
 }
-GROUND = {"errors", "files", "labels", "progress", "version"}
+GROUND = {"errors", "files", "labels", "paths", "progress", "version"}
 MODEL_VIEW = [
     "releases",
     "folders",

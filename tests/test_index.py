@@ -260,6 +260,14 @@ def test_what_is_asked_wrongly_is_refused(model: Any, tmp_path: Path, monkeypatc
     assert set(table["token_ids"].map(len)) == {61}
 
 
+def test_the_home_folder_is_expanded(model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in other outputs; no folder called `~` appears."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert tlsv.write_index(model, "~/words.parquet", k=2) == tmp_path / "words.parquet"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["words.parquet"]
+
+
 def test_questions_in_sql(model: Any, tmp_path: Path) -> None:
     """DuckDB reads the lists: which neurons have a word among their first, and how many."""
     path = tlsv.write_index(model, tmp_path / "words.parquet", k=5)

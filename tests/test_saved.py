@@ -305,6 +305,18 @@ LABELS = ("tables", "ffn_neurons", "columns", "label")
         (("graph",), {}, "missing"),
         (("graph", "edges", "columns", "through", "values", 0), [{"head": 3}], "what is no json"),
         (("versions",), {"torch": 3}, "'versions.torch' is no str"),
+        (("versions",), {"\udc80": "1"}, "called by no text"),
+        (("scale",), "lens", "'scale' is neither 'frozen' nor 'recomputed'"),
+        (("target", "measure"), "logit", "'target.measure' is not 'log_prob'"),
+        (("target", "measure"), "log_prob_diff", "'target.measure' is not 'log_prob'"),
+        (("target", "against"), "rest", "'target.measure' is not 'log_prob_diff'"),
+        (("tables", "heads", "columns", "log_prob_increase"), None, "heads.log_prob_increase' is missing"),
+        (("tables", "layers", "columns", "log_prob_increase"), None, "layers.log_prob_increase' is missing"),
+        (("tables", "heads", "columns", "layer"), {"dtype": "Int64", "values": [None] * 8}, "missing numbers"),
+        (("words", "cosine", "L1N3", "top", "ids"), [1, 2], "words, ids and values of several lengths"),
+        (("words", "cosine", "L1N3", "top", "texts", 0), "half a \ud83d", "is no str"),
+        (("tokens", "texts", 0), "\udfff", "'tokens.texts' is no str"),
+        (("tables", "curve", "columns", "\ud800"), {"dtype": "str", "values": []}, "called by no text"),
         (("notes",), [["x"]], "no str"),
     ],
 )
@@ -357,6 +369,25 @@ def test_files_of_others(make: Callable[[Path], Any], says: str, tmp_path: Path)
     with pytest.raises(ValueError, match=says) as caught:
         tlsv.open_trace(path)
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("", "the path is empty"),
+        ("a\0b", r"a\\x00b.*: no file has a NUL character"),
+        ("~nobody-of-that-name/t", r"~nobody-of-that-name/t.*: there is no such user"),
+    ],
+)
+def test_paths_that_none_can_have(path: str, says: str, trace: tlsv.Trace) -> None:
+    """One sentence, before the work, whether it is to be written or read."""
+    for call in (trace.save, trace.to_html, tlsv.open_trace):
+        with pytest.raises(ValueError, match=says) as caught:
+            call(path)
+        assert "\n" not in str(caught.value)
+    if path:
+        with pytest.raises(ValueError, match=says):
+            tlsv.write_index(trace.model, f"{path}.parquet")
 
 
 @pytest.mark.slow

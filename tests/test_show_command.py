@@ -51,6 +51,12 @@ def test_a_trace_is_written_saved_and_shown(folder: Path, tmp_path: Path, capsys
         (["trace", "w3", "--target", "w4", "--html", "no/such/folder/x.html"], "folder"),
         (["trace", "w3", "--target", "w4", "--save", "no/such/folder/x.zip"], "folder"),
         (["trace", "w3", "--target", "w4", "--save", "tests"], "is no saved trace"),
+        (["trace", "w3", "--target", "w4", "--save", ""], "the path is empty"),
+        (["trace", "w3", "--target", "w4", "--html", ""], "the path is empty"),
+        (["trace", "w3", "--target", "w4", "--save", "~nobody-of-that-name/x.zip"], "no such user"),
+        (["trace", "w3", "--target", "w4", "--html", "-"], "--html writes a file"),
+        (["trace", "w3", "--target", "w4", "--save", "-"], "--save writes a file"),
+        (["show", "tests", "--html", "-"], "--html writes a file"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -19,6 +19,7 @@ def show_command(file: str, top: int | None, html_file: str | None) -> None:
     from tl_subvalues.saved.opened import open_trace
     from tl_subvalues.saved.text import to_text
 
+    _require_file_name("--html", html_file)
     saved = open_trace(file)
     if html_file is not None:
         saved.to_html(html_file, top=top or 50)
@@ -38,6 +39,14 @@ def require_output(html_file: Any, save_to: Any) -> None:
     from tl_subvalues.saved.files import require_target
     from tl_subvalues.saved.pages import require_file
 
+    _require_file_name("--html", html_file)
+    _require_file_name("--save", save_to)
     require_file(html_file)
     if save_to is not None:
         require_target(save_to)
+
+
+def _require_file_name(option: str, file: Any) -> None:
+    """Refuse `-`, which stands for standard output elsewhere."""
+    if file == "-":
+        raise ValueError(f"{option} writes a file, and not to standard output; name one (./- for one called so).")

@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
-from collections.abc import Callable
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -49,7 +52,7 @@ def gguf_folder(path: Path, bar: StageBar | None = None) -> Path:
     _require_gguf(path)
     bar.begin("read")
     before, digest = path.stat(), sha256_of(path, bar.advance)
-    folder = cache_folder() / f"gguf-{digest[:32]}{layout()}-v1"
+    folder = cache_folder() / f"gguf-{digest[:32]}{layout()}-v2"
 
     def make(scratch: Path, made: Path) -> None:
         bar.begin("convert")
@@ -101,6 +104,18 @@ def _converted(path: Path, made: Path, described: Described, advance: Callable[[
         ) from error
 
 
+@contextmanager
+def _alone(gguf: Path) -> Iterator[dict[str, Any]]:
+    """Where transformers' loaders find the file and nothing beside it, such as another model's tokenizer.json."""
+    with tempfile.TemporaryDirectory(prefix="tl-subvalues-gguf-") as folder:
+        place = Path(folder) / gguf.name
+        try:
+            place.symlink_to(gguf.resolve())
+        except OSError:  # a system, or a user, without links
+            shutil.copyfile(gguf, place)
+        yield {"pretrained_model_name_or_path": folder, "gguf_file": gguf.name}
+
+
 def convert(gguf: Path, folder: Path, advance: Callable[[float], None], described: Described | None = None) -> None:
     """Dequantise to float32 and write what Hugging Face's from_pretrained reads, so that it is done only once.
 
@@ -109,8 +124,7 @@ def convert(gguf: Path, folder: Path, advance: Callable[[float], None], describe
     """
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    source: dict[str, Any] = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    with hosts_bars_hidden(lambda part: advance(0.68 + 0.1 * part)):
+    with _alone(gguf) as source, hosts_bars_hidden(lambda part: advance(0.68 + 0.1 * part)):
         config = AutoConfig.from_pretrained(**source)  # reads all of the file's description, as do the others
         if described is not None:
             complete(config, described, gguf)

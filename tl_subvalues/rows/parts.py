@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from tl_subvalues.errors import shown
 from tl_subvalues.files import UNFINISHED, for_one_run, settings_metadata, settings_of, write_whole
+from tl_subvalues.paths import named_path
 
 _SETTINGS = "settings.json"
 
@@ -27,7 +28,7 @@ def require_writable(path: Any) -> Path:
     Raises:
         ValueError: if it is no .parquet file, or the folder to write into does not exist.
     """
-    target = Path(path)
+    target = named_path(path)
     if target.suffix != ".parquet":
         raise ValueError(f"{shown(target)}: the index is a .parquet file.")
     if target.is_dir() or not target.absolute().parent.is_dir():

@@ -21,6 +21,7 @@
 A table is {"columns": {name: {"dtype", "values"}}, "attrs"}.
 """
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -67,6 +68,12 @@ _SHAPE: dict[str, Any] = {
 _GRAPH = {"nodes": _TABLE, "edges": _TABLE, "score": float, "rule": str}
 _CERTIFICATE = {"method": str, "candidates": int, "evaluated": int}
 _LARGEST = 2**63 - 1
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
+_SCALES = ("frozen", "recomputed")
+# The measure's increases are in each of these.
+_INCREASING = ("layers", "heads", "head_positions", "attn_neurons", "ffn_neurons")
+# Whole numbers that no row is without, but for a graph's target.
+_PLACES = ("layer", "head", "dim", "neuron", "position", "destination", "token_id", "step")
 _INFINITE = ("Infinity", "-Infinity")
 # What a table has at least.
 _COLUMNS: dict[str, tuple[str, ...]] = {
@@ -102,6 +109,13 @@ def checked(data: Any) -> Document:
     for name in ("layers", "heads", "curve"):
         if name not in data["tables"]:
             raise ValueError(f"it has no table {name!r}.")
+    _require(data["scale"] in _SCALES, ".scale", "neither 'frozen' nor 'recomputed'")
+    target = data["target"]
+    measure = "log_prob" if target["against"] is None else "log_prob_diff"
+    _require(target["measure"] == measure, ".target.measure", f"not {measure!r}, the measure of such a target")
+    for name in set(_INCREASING) & data["tables"].keys():
+        column = f"{measure}_increase"
+        _require(column in data["tables"][name]["columns"], f".tables.{name}.{column}", "missing")
     return data
 
 
@@ -148,7 +162,12 @@ def _check(value: Any, shape: Any, where: str) -> None:
         _require(isinstance(value, dict), where, "no object")
         for name in shape if "*" not in shape else value:
             _require(name in value, f"{where}.{name}", "missing")
+            _require(_is_text(name), where, "called by no text")
             _check(value[name], shape.get(name, shape.get("*")), f"{where}.{name}")
+        if shape is _WORDS:
+            _require(
+                len({len(list_) for list_ in value.values()}) == 1, where, "words, ids and values of several lengths"
+            )
     elif isinstance(shape, list):
         _require(isinstance(value, list), where, "no list")
         for one in value:
@@ -176,7 +195,10 @@ def _check_table(table: Any, where: str) -> None:
         _require(isinstance(column, dict) and isinstance(column.get("values"), list), here, "no column")
         dtype = column.get("dtype")
         _require(isinstance(dtype, str) and dtype in DTYPES, here, "a column of no known dtype")
+        _require(_is_text(name), where, "a table with a column called by no text")
         _require(all(_CELLS[dtype](value) for value in column["values"]), here, f"a column with what is no {dtype}")
+        if name in _PLACES and ".nodes" not in where:
+            _require(None not in column["values"], here, "a column with missing numbers")
         lengths.add(len(column["values"]))
     _require(len(lengths) <= 1, where, "a table with columns of several lengths")
     for name in _COLUMNS.get(where.rpartition(".")[2], ("label",)):
@@ -194,7 +216,8 @@ def _is_float(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    """Text that can be written down: JSON can spell half a character (a surrogate alone), UTF-8 cannot."""
+    return isinstance(value, str) and (value.isascii() or not _SURROGATE.search(value))
 
 
 def _is_bool(value: Any) -> bool:

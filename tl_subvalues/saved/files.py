@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_subvalues.errors import shown
+from tl_subvalues.paths import named_path
 from tl_subvalues.saved.document import Document, checked
 from tl_subvalues.saved.packing import unpacked
 
@@ -48,7 +49,7 @@ def require_target(path: Any) -> Path:
     Raises:
         ValueError: for a path that something else is at, or in a folder that does not exist.
     """
-    target = Path(path).expanduser().absolute()
+    target = named_path(path).absolute()
     if not target.parent.is_dir():
         raise ValueError(f"{shown(path)}: the folder to write into does not exist.")
     if target.suffix == ".zip":
@@ -65,7 +66,7 @@ def read(path: Any) -> Document:
     Raises:
         ValueError: if it is none, in one sentence.
     """
-    target = Path(path).expanduser()
+    target = named_path(path)
     if not target.exists():
         raise ValueError(f"{shown(path)}: there is no such file or folder.")
     try:

@@ -1,9 +1,9 @@
 """What every trace can do with its document, whether it was just made or opened from a file: pages and files."""
 
-from pathlib import Path
 from typing import Any
 
 from tl_subvalues.errors import shown
+from tl_subvalues.paths import named_path
 from tl_subvalues.saved import files
 from tl_subvalues.saved.document import Document, cut
 from tl_subvalues.show.html import page, summary
@@ -42,7 +42,7 @@ class Pages:
         require_file(path)
         made = page(cut(self._document(require_rows(top)), top, WORDS))
         if path is not None:
-            Path(path).expanduser().write_text(made, encoding="utf-8")
+            named_path(path).write_text(made, encoding="utf-8")
         return made
 
     def save(self, path: Any, *, top: int = 300) -> None:
@@ -85,6 +85,6 @@ def require_file(path: Any) -> None:
     """
     if path is None:
         return
-    target = Path(path).expanduser()
+    target = named_path(path)
     if target.is_dir() or not target.absolute().parent.is_dir():
         raise ValueError(f"{shown(path)}: not a file, or the folder to write into does not exist.")
