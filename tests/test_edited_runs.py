@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from helpers import zoo
+from helpers import further_families, zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
