@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import weakref
 from pathlib import Path
 from typing import Any
@@ -147,6 +148,20 @@ def test_bad_input(arguments: dict[str, Any], says: str, model: Any, monkeypatch
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=says):
         tlsv.evaluate(model, FACTS, **arguments)
+
+
+def test_more_than_there_are_is_said(model: Any) -> None:
+    """Eight heads: of k = 8 nothing is said, of k = 50 once, and its rows are those of all heads."""
+    asked = {"rankings": ["head_log_prob_increase"], "unit": "head", "prepend_bos": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", tlsv.SubvaluesWarning)
+        whole = tlsv.evaluate(model, FACTS, ks=(2, 8), **asked)
+    with pytest.warns(tlsv.SubvaluesWarning, match="k = 50 is more than the 8 attention heads") as caught:
+        table = tlsv.evaluate(model, FACTS, ks=(8, 50), **asked)
+    assert len({str(one.message) for one in caught}) == 1
+    after = table.set_index(["ranking", "k"])["log_prob_after"]
+    assert after.xs(50, level="k").tolist() == pytest.approx(after.xs(8, level="k").tolist())
+    assert after.xs(8, level="k").tolist() == pytest.approx(whole[whole["k"] == 8]["log_prob_after"].tolist())
 
 
 @pytest.mark.parametrize("positions", [False, True])

@@ -89,8 +89,8 @@ def test_a_block_that_does_not_add_up_is_refused_for_one_prompt_alone(
     view = view_of(zoo.model("llama"))
     run_batch = type(view).run_batch
 
-    def spoiled(self: Any, prompts: Any) -> Any:
-        batch = run_batch(self, prompts)
+    def spoiled(self: Any, prompts: Any, positions: Any) -> Any:
+        batch = run_batch(self, prompts, positions)
         small = (row + 1) % len(prompts)
         for name in list(batch.whole.keys()):
             if "hook_resid" in name or name.endswith(("_out", "hook_z", "mlp.hook_post")):

@@ -27,7 +27,7 @@ from tl_subvalues.study.folder import into_folder
 from tl_subvalues.study.jobs import Item, chosen_batch_size
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.places import place_of
-from tl_subvalues.study.ranked import RankedUnit, Ranking, Scores
+from tl_subvalues.study.ranked import RankedUnit, Ranking, Scores, warn_of_few
 from tl_subvalues.study.rankings import chosen_rankings, own_rankings, rankings_named
 from tl_subvalues.study.record import record_path, resumed, run_settings
 from tl_subvalues.study.sources import read_rows, stream_rows
@@ -74,7 +74,7 @@ def evaluate(
             neurons; None is all of `tlsv.RANKINGS` that rank `unit`. A random one is always among them. Most rank
             neurons that are then ablated at every position; "total_effect_gradient", "_frozen" and "_half" rank each
             neuron at each position, and ablate it there.
-        ks: how many to ablate.
+        ks: how many to ablate; more than there are is all of them, with a warning.
         unit: whose rankings `None` stands for: "ffn_neuron", "attn_neuron" or "head".
         seed: of the random ranking and of the bootstrap.
         by: a column (or columns) of the facts: one set of rows for each of its values, in front.
@@ -212,6 +212,7 @@ def ablations(
         an `against`) and rank (1 is the top), each `_before` and `_after`.
     """
     tops = {name: ranking.top(traced, max(ks)) for name, ranking in rankings.items()}
+    warn_of_few(rankings, tops, max(ks))
     parsed = {label: parse_label(label) for top in tops.values() for label in top}
     sets = [(name, k, [parsed[label] for label in top[:k]]) for name, top in tops.items() for k in ks]
     batch = max(1, _TOKENS // len(traced.tokens))

@@ -1,7 +1,8 @@
 """What a ranking is: scores of a trace's parts, the labels of the highest, and what there is to rank."""
 
 import hashlib
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import NeuronSubvalues
-from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.errors import SubvaluesWarning, UnsupportedModelError
 from tl_subvalues.labels import NAMES, ffn_neuron_label, labels_of
 from tl_subvalues.readout.targets import Measure
 from tl_subvalues.tracing.trace import Trace
@@ -110,6 +111,18 @@ class Ranking:
         if scores.isnan().any():
             raise ValueError(f"a ranking gave NaN for {int(scores.isnan().sum())} {names}; score every one.")
         return self.of.labels(trace, torch.sort(scores, descending=True, stable=True).indices[:k])
+
+
+def warn_of_few(rankings: Mapping[str, Ranking], tops: Mapping[str, Sequence[str]], k: int) -> None:
+    """Warn where fewer were ranked than are to be ablated: such rows are all alike."""
+    few = {NAMES[rankings[name].of.unit]: len(top) for name, top in tops.items() if len(top) < k}
+    for names, count in few.items():
+        warnings.warn(
+            f"k = {k} is more than the {count} {names} that there are to ablate: rows of such a k ablate all of them, "
+            "whatever the ranking.",
+            SubvaluesWarning,
+            stacklevel=2,
+        )
 
 
 def at_random(seed: int, of: Contenders = FFN_NEURONS) -> Ranking:
