@@ -10,10 +10,13 @@ from typing import Any
 
 import pytest
 from helpers import zoo
+
+import tl_subvalues as tlsv
+
+pytest.importorskip("mcp", reason="the extra mcp is not installed")
 from mcp import Client
 from mcp.client.stdio import StdioServerParameters, stdio_client
 
-import tl_subvalues as tlsv
 from tl_subvalues.command import mcp
 
 pytestmark = [pytest.mark.slow, pytest.mark.any_release]

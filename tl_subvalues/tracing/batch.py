@@ -99,6 +99,10 @@ class TraceBatch(Sequence[Trace]):
     """Traces of several prompts; made by `trace_batch`. Tables are the traces' own, behind a column `prompt`.
 
     They are made `batch_size` prompts at a time, with a number for every sublayer, word and prompt of them in memory.
+
+    Attributes:
+        traces: one for each prompt.
+        batch_size: how many prompts a table is made of at a time.
     """
 
     traces: tuple[Trace, ...]
