@@ -61,7 +61,13 @@ def test_what_is_opened_is_what_was_traced(name: str, trace: tlsv.Trace, tmp_pat
     labels = trace.ffn_neurons(3)["label"].tolist()
     pd.testing.assert_frame_equal(opened.vocabulary(labels, 4), trace.vocabulary(labels, 4))
     pd.testing.assert_frame_equal(opened.activations(labels[0]), trace.activations(labels[0]))
+    for table in ("layers", "ffn_neurons"):
+        expected = getattr(trace, table)(words=3)
+        assert getattr(opened, table)(words=3)["writes"].tolist() == expected["writes"].tolist()
     graph, expected_graph = opened.graph(), trace.graph()
+    for one, file in ((graph, "saved.json"), (expected_graph, "own.json")):
+        one.to_json(tmp_path / file)
+    assert json.loads((tmp_path / "saved.json").read_text()) == json.loads((tmp_path / "own.json").read_text())
     pd.testing.assert_frame_equal(graph.nodes, expected_graph.nodes)
     pd.testing.assert_frame_equal(graph.edges, expected_graph.edges)
     assert (graph.score, graph.rule) == (expected_graph.score, "frozen")
@@ -100,7 +106,10 @@ def test_a_shorter_top_is_exact_and_certified(trace: tlsv.Trace, tmp_path: Path)
     with pytest.raises(ValueError, match=r"holds the top 20 of ffn_neurons, 21 were asked for.*top=\.\.\."):
         opened.ffn_neurons(21)
     with pytest.raises(ValueError, match="300 were asked for"):
-        opened.attn_neurons()
+        opened.attn_neurons(300)
+    with pytest.raises(ValueError, match="all were asked for"):
+        opened.attn_neurons(None)
+    assert opened.attn_neurons()["label"].tolist() == trace.attn_neurons(20)["label"].tolist()
     assert len(opened.heads()) == len(trace.heads())
 
 
@@ -242,6 +251,8 @@ def test_packing_keeps_what_pandas_has() -> None:
         (lambda t: t.ablate("L1N3"), "ablate needs the model, which a saved trace is without; it holds layers"),
         (lambda t: t.query_layers(t.ffn_neurons()), "query_layers needs the model"),
         (lambda t: t.plot_layers(), "plot_layers needs the model"),
+        (lambda t: t.vocabulary("L1N3", through="L1H2"), "through= needs the model"),
+        (lambda t: t.graph().ablate(), "needs the model"),
         (lambda t: t.heads(largest=False), "the lowest were asked for"),
         (lambda t: t.vocabulary("L9N9"), r"words of \d+ parts .*, not of 'L9N9'"),
         (lambda t: t.vocabulary("L1N3", 99), "holds 10 words a side, 99 were"),

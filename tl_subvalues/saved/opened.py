@@ -11,13 +11,15 @@ from tl_subvalues.errors import shown_value
 from tl_subvalues.labels import labels_in
 from tl_subvalues.saved import files
 from tl_subvalues.saved.document import Document, shortened
+from tl_subvalues.saved.graph import SavedGraph
 from tl_subvalues.saved.packing import labels_of_packed, n_rows, unpacked
 from tl_subvalues.saved.pages import Pages
-from tl_subvalues.show.attribution_graph import networkx_graph
 
 # Tables whose rows have coefficients.
 _OF_NEURONS = ("attn_neurons", "ffn_neurons", "effects")
 _NAMED = 6  # labels in a message
+# How many rows: a number, all (None), or as many as were saved.
+Top = int | None | Literal["saved"]
 
 
 def open_trace(path: Any) -> "SavedTrace":
@@ -32,20 +34,6 @@ def open_trace(path: Any) -> "SavedTrace":
         ValueError: if it holds no trace, or one that is damaged.
     """
     return SavedTrace(files.read(path))
-
-
-@dataclass(frozen=True, eq=False)
-class SavedGraph:
-    """The graph of a saved trace; `nodes` and `edges` as those of `tlsv.Graph`."""
-
-    nodes: pd.DataFrame
-    edges: pd.DataFrame
-    score: float
-    rule: str
-
-    def to_networkx(self) -> Any:
-        """A networkx.DiGraph: nodes and edges with the tables' columns as attributes."""
-        return networkx_graph(self.nodes, self.edges, score=self.score, rule=self.rule)
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,42 +140,43 @@ class SavedTrace(Pages):
         """Of the packages that made it."""
         return dict(self.document["versions"])
 
-    def layers(self) -> pd.DataFrame:
+    def layers(self, *, words: int | None = None) -> pd.DataFrame:
         """Every sublayer's output, in order of computation; as `Trace.layers`."""
-        return self.table("layers")
+        return self._with_words(self.table("layers"), words)
 
-    def heads(self, top: int | None = None, *, largest: bool = True) -> pd.DataFrame:
+    def heads(self, top: int | None = None, *, largest: bool = True, words: int | None = None) -> pd.DataFrame:
         """Attention heads; as `Trace.heads`."""
-        return self._ranked("heads", top, largest)
+        return self._ranked("heads", top, largest, words)
 
-    def head_positions(self, top: int | None = 300, *, largest: bool = True) -> pd.DataFrame:
-        """Heads at one source position; as `Trace.head_positions`."""
-        return self._ranked("head_positions", top, largest)
+    def head_positions(self, top: Top = "saved", *, largest: bool = True, words: int | None = None) -> pd.DataFrame:
+        """Heads at one source position; as `Trace.head_positions`, as many as were saved."""
+        return self._ranked("head_positions", top, largest, words)
 
-    def attn_neurons(self, top: int | None = 300, *, largest: bool = True) -> pd.DataFrame:
-        """Attention neurons; as `Trace.attn_neurons`."""
-        return self._ranked("attn_neurons", top, largest)
+    def attn_neurons(self, top: Top = "saved", *, largest: bool = True, words: int | None = None) -> pd.DataFrame:
+        """Attention neurons; as `Trace.attn_neurons`, as many as were saved."""
+        return self._ranked("attn_neurons", top, largest, words)
 
-    def ffn_neurons(self, top: int | None = 300, *, largest: bool = True) -> pd.DataFrame:
-        """FFN neurons; as `Trace.ffn_neurons`."""
-        return self._ranked("ffn_neurons", top, largest)
+    def ffn_neurons(self, top: Top = "saved", *, largest: bool = True, words: int | None = None) -> pd.DataFrame:
+        """FFN neurons; as `Trace.ffn_neurons`, as many as were saved."""
+        return self._ranked("ffn_neurons", top, largest, words)
 
     def effects(
         self,
         unit: str = "ffn_neuron",
         *,
-        top: int | None = 300,
+        top: Top = "saved",
         positions: str = "all",
         rule: str = "gradient",
         largest: bool | None = None,
+        words: int | None = None,
     ) -> pd.DataFrame:
-        """Total effects of FFN neurons at all positions, rule "gradient"; as `Trace.effects`."""
+        """Total effects of FFN neurons at all positions, rule "gradient"; as `Trace.effects`, as many as were saved."""
         if (unit, positions, rule, largest) != ("ffn_neuron", "all", "gradient", None):
             raise ValueError(
                 "the saved trace holds effects of unit 'ffn_neuron', positions 'all', rule 'gradient', largest None; "
                 "others need the model: call effects on a trace of your own."
             )
-        return self._ranked("effects", top, True)
+        return self._ranked("effects", top, True, words)
 
     def curve(self, table: Any = None) -> pd.DataFrame:
         """P and log p over all sublayers, in their order; as `Trace.curve` of `layers()`."""
@@ -195,8 +184,12 @@ class SavedTrace(Pages):
             raise ValueError("the saved trace holds the curve of layers() alone; others need the model.")
         return self.table("curve")
 
-    def vocabulary(self, label: str | list[str], k: int = 10, *, by: str = "bs_value") -> pd.DataFrame:
+    def vocabulary(
+        self, label: str | list[str], k: int = 10, *, by: str = "bs_value", through: str | None = None
+    ) -> pd.DataFrame:
         """The words at the top and the bottom of a component, sign as stored; as `Trace.vocabulary`."""
+        if through is not None:
+            raise ValueError("through= needs the model, which a saved trace is without; read a trace of your own.")
         words = self._words(by)
         labels = labels_in(label)
         self._require_saved(labels, words, "words", "vocabulary")
@@ -267,7 +260,9 @@ class SavedTrace(Pages):
                 f"the saved trace holds the graph of 64 nodes, edges 0.98, rule {saved['rule']!r}; "
                 "others need the model."
             )
-        return SavedGraph(unpacked(saved["nodes"]), unpacked(saved["edges"]), float(saved["score"]), saved["rule"])
+        return SavedGraph(
+            unpacked(saved["nodes"]), unpacked(saved["edges"]), float(saved["score"]), saved["rule"], self.document
+        )
 
     def table(self, name: str) -> pd.DataFrame:
         """A table as it was saved, whole.
@@ -293,7 +288,25 @@ class SavedTrace(Pages):
             raise ValueError(f"the saved trace holds no table {name!r}: {why}.")
         return dict(self.document["tables"][name])
 
-    def _ranked(self, name: str, top: int | None, largest: bool) -> pd.DataFrame:
+    def _with_words(self, table: pd.DataFrame, words: int | None) -> pd.DataFrame:
+        """A table with the words of each row as a column `writes`, where they are asked for."""
+        if words is not None:
+            labels = table["label"].tolist()
+            self._require_saved(labels, self._words("cosine"), "words", "writes")
+            found = self.writes(labels, require_k(words))
+            tokens = dict.fromkeys(labels, ()) | found.groupby("label", sort=False)["token"].agg(tuple).to_dict()
+            table["writes"] = [list(tokens[label]) for label in labels]
+        return table
+
+    def _ranked(self, name: str, top: Top, largest: bool, words: int | None = None) -> pd.DataFrame:
+        top = self._n_saved(name) if top == "saved" else top
+        return self._with_words(self._shortened(name, top, largest), words)
+
+    def _n_saved(self, name: str) -> int | None:
+        """As many rows as there are; None for a table without any."""
+        return n_rows(self._packed(name)) or None
+
+    def _shortened(self, name: str, top: int | None, largest: bool) -> pd.DataFrame:
         table = self._packed(name)
         saved, certificate = n_rows(table), table["attrs"].get("certificate")
         complete = saved < self.document["top"] or (certificate is not None and saved == certificate["candidates"])

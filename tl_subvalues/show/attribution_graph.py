@@ -4,7 +4,9 @@ Its nodes are transcoder features, reconstruction errors, embeddings and logits.
 and position: raw neurons, which no dictionary explains, so that viewers have no examples for them.
 """
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -69,6 +71,11 @@ def attribution_graph(
         "nodes": list(made.values()),
         "links": links,
     }
+
+
+def write_graph(made: dict[str, Any], path: Any) -> None:
+    """Write what `attribution_graph` made."""
+    Path(path).write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
 def networkx_graph(nodes: pd.DataFrame, edges: pd.DataFrame, **attributes: Any) -> Any:

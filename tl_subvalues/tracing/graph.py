@@ -1,8 +1,6 @@
 """The graph of a trace: which neurons at which positions made the output, what fed them, and which heads carried it."""
 
-import json
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
 import numpy as np
@@ -12,7 +10,7 @@ from torch import Tensor
 
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.show import graph_plot
-from tl_subvalues.show.attribution_graph import BIAS, OTHERS, attribution_graph, networkx_graph
+from tl_subvalues.show.attribution_graph import BIAS, OTHERS, attribution_graph, networkx_graph, write_graph
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.graph import Carried, Flows, Neuron, flows_of
 from tl_subvalues.upstream.led_back import FROZEN_RULES
@@ -67,7 +65,7 @@ class Graph:
             self.nodes, self.edges, slug=slug, model=view.name, tokens=trace.str_tokens,
             token_ids=trace.tokens.tolist(), target_id=trace.target_id, prob=trace.prob, n_layers=view.n_layers,
         )  # fmt: skip
-        Path(path).write_text(json.dumps(made, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_graph(made, path)
 
     def ablate(self) -> pd.DataFrame:
         """Each neuron set to zero at its position: the measured effect beside the predicted one. See `ablate_each`."""
