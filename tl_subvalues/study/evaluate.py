@@ -91,7 +91,8 @@ def evaluate(
         record: a file that keeps what is done, fact by fact, so that the same call continues after a kill; None is
             `out` + ".record.jsonl", or no record without `out`. It stays when the work is done, and other settings
             are refused a record that is not theirs. A ranking of your own is known to it by its name only.
-        batch_size: how many facts are worked through together; None is as many as 512 MB hold the distributions of, 24 at most.
+        batch_size: how many facts are worked through together; None is as many as 512 MB hold the distributions of, 24
+            at most.
         shard: (i, n): only the rows i, i + n, i + 2n, … of the facts, i from 0, for the i-th of n machines; the others
             are read over. `out` is a folder.
         ray: True (a Ray that runs, else one on this machine) or the address of one: its workers, each with the model,
