@@ -39,9 +39,9 @@ class Listener(logging.Handler):
         if "deprecat" in record.getMessage().lower():
             self.note(record.getMessage())
 
-    def show(self, message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
-        """In place of `warnings.showwarning`."""
-        if issubclass(category, DEPRECATED):
+    def show(self, message: Warning | str, category: type[Warning], filename: str, *_: Any, **__: Any) -> None:
+        """In place of `warnings.showwarning`; what Ray says of its own settings to itself is none of ours."""
+        if issubclass(category, DEPRECATED) and "/site-packages/ray/" not in filename:
             self.note(f"{category.__name__}: {message}")
 
 

@@ -121,8 +121,7 @@ def _results(ray: Any, work: Work, shipped: Any, tasks: list[dict[str, Any]], gp
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=workers),
         num_cpus=1,
-        num_gpus=1 if gpus else 0,
-        max_restarts=-1,
+        num_gpus=1 if gpus else 0,  # Ray Data starts an actor again that was killed, as often as it takes
     )
     try:
         yield from made.iter_rows()

@@ -167,7 +167,9 @@ class TraceBatch(Sequence[Trace]):
         self, unit: Unit, top: int | None, largest: bool, words: int | None, show_progress: bool
     ) -> pd.DataFrame:
         top, tables = require_top(top), []
-        with bar(NAMES[unit], len(self.traces), "prompts", show=show_progress) as shown:
+        with bar(
+            f"{NAMES[unit]} of {len(self.traces)} prompts", len(self.traces), "prompts", show=show_progress
+        ) as shown:
             for start in range(0, len(self.traces), self.batch_size):
                 traces = self.traces[start : start + self.batch_size]
                 many = [made[unit] for made in candidates_together(traces, (unit,))]
