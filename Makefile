@@ -116,7 +116,7 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c $(CONSTRAINTS) torch uv
 	{ sed -n '/^torch==/p' $(CONSTRAINTS); echo "$(TL)"; } > $(@D)/known.txt
 	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution lowest-direct \
-	  -c $(@D)/known.txt -e ".[demo,plots,graph,dev]"
+	  -c $(@D)/known.txt -e ".[demo,plots,graph,mcp,explore,widget,ray,dev]"
 	rm -f $(@D)/.installed-*
 	touch $@
 

@@ -67,7 +67,7 @@ def sweep(
     candidates.parts.check_sums(outputs, totals)
     increase = candidates.reading.residuals.new_zeros(total).cpu()
     with bar(NAMES[candidates.parts.unit], total, "evaluated", show=show_progress) as shown:
-        for number in torch.arange(total).split(BLOCK):
+        for number in torch.arange(total).split(BLOCK) if total else ():
             step(f"{NAMES[candidates.parts.unit]}: {int(number[0]):,} of {total:,} evaluated")
             increase[number] = candidates.evaluate(number)
             shown.update(len(number))
