@@ -103,3 +103,17 @@ def tokens() -> Any:
     import torch
 
     return torch.randint(3, 61, (1, 7), generator=torch.Generator().manual_seed(20))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama in a folder, for --model."""
+    from helpers.command import tiny_folder
+
+    return tiny_folder(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="module")
+def model(folder: Path) -> Any:
+    """The model that --model loads."""
+    return tl_subvalues.load_model(str(folder))

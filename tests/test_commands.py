@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from helpers import zoo
-from helpers.command import run, tiny_folder
+from helpers.command import run
 from rich.console import Console
 
 import tl_subvalues as tlsv
@@ -23,18 +23,6 @@ a,w3 w4 w5,w6,w9
 b,w3 w7,"[""w8"", ""w2""]",w9
 b,w9 w4,w5,"[""w6"", ""w7""]"
 """
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama in a folder, for --model."""
-    return tiny_folder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    """The model that --model loads."""
-    return tlsv.load_model(str(folder))
 
 
 @pytest.fixture

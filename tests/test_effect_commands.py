@@ -8,25 +8,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from helpers.command import run, tiny_folder
+from helpers.command import run
 
 import tl_subvalues as tlsv
 
 pytestmark = pytest.mark.any_release
 
 PROMPT = "w3 w4 w5"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny Llama in a folder, for --model."""
-    return tiny_folder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    """The model that --model loads."""
-    return tlsv.load_model(str(folder))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +36,11 @@ def test_effects_are_those_of_the_method(
     csv, file = tmp_path / "effects.csv", tmp_path / "effects.json"
     arguments = ["effects", PROMPT, "--target", "w6", *options, "--model", folder, "--csv", csv, "--json", file]
     assert run(*arguments) == 0
-    text, data, table = capsys.readouterr().out, json.loads(file.read_text(encoding="utf-8")), pd.read_csv(csv)
+    text, data, table = (
+        capsys.readouterr().out,
+        json.loads(file.read_text(encoding="utf-8")),
+        pd.read_csv(csv, float_precision="round_trip"),
+    )
     assert data["schema"] == "tl-subvalues/effects/1"
     assert (data["unit"], data["rule"], data["positions"]) == (unit, rule, positions)
     assert data["score"] == pytest.approx(expected.attrs["score"], abs=1e-5)

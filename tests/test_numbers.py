@@ -81,7 +81,7 @@ def test_numbers_that_are_refused(case: tuple[Any, tlsv.Trace, Any], tokens: Ten
         tlsv.evaluate(model, facts, seed=-1)
     with pytest.raises(ValueError, match="ks is empty"):
         tlsv.evaluate(model, facts, ks=[])
-    with pytest.raises(ValueError, match=r"layer np.int64\(2\) is out of range"):
+    with pytest.raises(ValueError, match=r"layer (np.int64\()?2\)? is out of range"):
         tlsv.ffn_subvalues(model, cache, np.int64(2))
 
 

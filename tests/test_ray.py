@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from helpers.command import tiny_folder
 from helpers.facts import SMALL, make_facts
 
 import tl_subvalues as tlsv
@@ -32,16 +31,6 @@ def cluster() -> Any:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_folder(tmp_path_factory.mktemp("tiny"))
-
-
-@pytest.fixture(scope="module")
-def model(folder: Path) -> Any:
-    return tlsv.load_model(str(folder))
 
 
 def same(table: pd.DataFrame, other: pd.DataFrame) -> None:

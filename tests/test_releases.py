@@ -52,6 +52,8 @@ HUGGING_FACE = {
     "logit_scale",
     "logits_scaling",
     "config",
+    "multi_query",
+    "new_decoder_architecture",
     "to_dict",
     "rope_parameters",
     "rope_scaling",
