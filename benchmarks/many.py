@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pandas as pd
-from common import best_times, missed, table
+from common import best_times, missed, peak_memory_mb, table
 
 import tl_subvalues as tlsv
 
@@ -41,5 +41,6 @@ def run() -> list[tuple[str, str]]:
         notes += missed(
             f"the price of a fact of collect(top={top}) in passes", ratio, goal, "evaluations are most of it"
         )
+    notes += f"\nMemory beyond the model with top=300: {peak_memory_mb(lambda: collecting(300)):.0f} MB."
     title = f"collect over {FACTS} facts of SmolLM2-135M, {BATCH} a batch"
     return [(title, table(["task", "time a fact", "forward passes", "goal"], rows) + notes)]

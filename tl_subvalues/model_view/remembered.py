@@ -1,7 +1,6 @@
 """What was read off a block's weights once, for as long as they are the same and unwritten."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -38,7 +37,7 @@ class Remembered:
         if [(id(p), was) for _, _, p, was in weights] != [(id(p), was) for _, _, p, was in self._seen]:
             self._seen, self._kept = weights, {}
         own = {p.untyped_storage().data_ptr() for _, _, p, _ in weights}
-        held = [value for field in fields(made) if isinstance(value := getattr(made, field.name), Tensor)]  # type: ignore[arg-type]
+        held = [value for value in vars(made).values() if isinstance(value, Tensor)]
         if all(tensor.untyped_storage().data_ptr() in own for tensor in held):
             self._kept[name] = made
         return made

@@ -344,7 +344,8 @@ class Softmax:
 
     def _raw(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         """Logits of all classes before the factor and the cap."""
-        return self._project(normed) + self._bias(slice(None))
+        logits = self._project(normed)
+        return logits if self._columns.bias is None else logits.add_(self._bias(slice(None)))
 
     def _capped(self, logits: Tensor) -> Tensor:
         logits = logits if self.factor == 1.0 else logits * self.factor

@@ -3,26 +3,16 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-import pandas as pd
-
 from tl_subvalues.saved.document import Document
 from tl_subvalues.show import graph_plot
-from tl_subvalues.show.attribution_graph import attribution_graph, networkx_graph, write_graph
+from tl_subvalues.show.attribution_graph import GraphTables, attribution_graph, write_graph
 
 
 @dataclass(frozen=True, eq=False)
-class SavedGraph:
-    """The graph of a saved trace; `nodes` and `edges` as those of `tlsv.Graph`."""
+class SavedGraph(GraphTables):
+    """The graph of a saved trace; as `tlsv.Graph`."""
 
-    nodes: pd.DataFrame
-    edges: pd.DataFrame
-    score: float
-    rule: str
     document: Document = field(repr=False)
-
-    def to_networkx(self) -> Any:
-        """A networkx.DiGraph: nodes and edges with the tables' columns as attributes."""
-        return networkx_graph(self.nodes, self.edges, score=self.score, rule=self.rule)
 
     def to_json(self, path: Any, *, slug: str = "tl-subvalues") -> None:
         """Write the attribution-graph JSON that circuit-tracer's and Neuronpedia's viewers read; as `Graph.to_json`."""

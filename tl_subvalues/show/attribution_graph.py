@@ -6,6 +6,7 @@ and position: raw neurons, which no dictionary explains, so that viewers have no
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,24 @@ from tl_subvalues.labels import parse_label
 
 # Sources of edges that are no nodes.
 OTHERS, BIAS = "others", "bias"
+
+
+@dataclass(frozen=True, eq=False)
+class GraphTables:
+    """Nodes and edges of a graph, of a trace or of a saved one; `tlsv.Graph` says what their columns are."""
+
+    nodes: pd.DataFrame
+    edges: pd.DataFrame
+    score: float
+    rule: str
+
+    def to_networkx(self) -> Any:
+        """A networkx.DiGraph: nodes and edges with the tables' columns as attributes.
+
+        Raises:
+            ImportError: without networkx.
+        """
+        return networkx_graph(self.nodes, self.edges, score=self.score, rule=self.rule)
 
 
 def attribution_graph(

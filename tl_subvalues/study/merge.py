@@ -20,8 +20,8 @@ def merge(paths: Any, out: Any = None) -> pd.DataFrame:
     """The table of a run whose parts lie in folders: what `collect` or `evaluate` gives over all facts at once.
 
     No more than one part is in memory at a time, and one sum for each different unit (of `evaluate`, the facts of one
-    ranking and k). Sums and means are made in float64; of plain `collect` they differ by its rounding only (1e-12 of a
-    sum), for they are added up in another order.
+    ranking and k). Sums and means are made in float64. They are those of a run over all facts at once to float32
+    rounding, for facts of a shard stand in other batches.
 
     Args:
         paths: a folder that `collect` or `evaluate` wrote parts into, or a part, or several of either.

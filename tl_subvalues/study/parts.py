@@ -74,6 +74,7 @@ class Part:
     settings: Mapping[str, Any]
     shard: Shard
     places: range
+    columns: Sequence[str]
     skipped: Sequence[tuple[int, str]]
 
     @property
@@ -92,10 +93,11 @@ def part_at(path: Path) -> Part | None:
     try:
         own = found.pop("part")
         shard, places = Shard(*map(int, own["shard"])), range(*map(int, own["places"]))
+        columns = [str(name) for name in own["columns"]]
         skipped = [(int(number), str(problem)) for number, problem in own["skipped"]]
     except (AttributeError, KeyError, TypeError, ValueError):
         return None
-    return Part(path, found, shard, places, skipped) if found.get("schema") == SCHEMA else None
+    return Part(path, found, shard, places, columns, skipped) if found.get("schema") == SCHEMA else None
 
 
 # Columns of few different texts, which are kept as numbers.
@@ -112,13 +114,18 @@ def read_part(part: Part) -> pa.Table:
     try:
         with pq.ParquetFile(part.path, page_checksum_verification=True, read_dictionary=texts) as file:
             rows = file.read().unify_dictionaries()
-            rows.schema.field("fact")  # names are not in the sums
-            return rows
     except (pa.ArrowException, OSError, KeyError) as error:
-        raise ValueError(
-            f"{shown(part.path)} is not as it was written; remove it, and run shard {part.shard.index} of "
-            f"{part.shard.of} again."
-        ) from error
+        raise _damaged(part) from error
+    if rows.column_names != list(part.columns):  # names are not in the sums
+        raise _damaged(part)
+    return rows
+
+
+def _damaged(part: Part) -> ValueError:
+    return ValueError(
+        f"{shown(part.path)} is not as it was written; remove it, and run shard {part.shard.index} of "
+        f"{part.shard.of} again."
+    )
 
 
 @dataclass(frozen=True)
@@ -184,6 +191,7 @@ class PartsFolder:
         part = {
             "shard": [self.shard.index, self.shard.of],
             "places": [places.start, places.stop],
+            "columns": table.column_names,
             "skipped": [list(one) for one in skipped],
         }
         content = table.replace_schema_metadata(settings_metadata({**self.settings, "part": part}))

@@ -16,7 +16,7 @@ from tl_subvalues.model_view.indexing import resolve_index, whole_number
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.progress import bar
 from tl_subvalues.readout.asked import REST, asked
-from tl_subvalues.readout.reading import read_together
+from tl_subvalues.readout.reading import Reading, read_together
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.tracing.prompt import Question, traces_of_prompts
 from tl_subvalues.tracing.spaces import warn_of_missing_spaces
@@ -107,6 +107,7 @@ class TraceBatch(Sequence[Trace]):
 
     traces: tuple[Trace, ...]
     batch_size: int = field(default=16, kw_only=True)
+    _kept: dict[int, list[Reading]] = field(default_factory=dict, init=False, repr=False, kw_only=True)
 
     def __len__(self) -> int:
         return len(self.traces)
@@ -162,6 +163,13 @@ class TraceBatch(Sequence[Trace]):
         """`Trace.attn_neurons` of every prompt; with top=None, the sweep's products are shared."""
         return self._tables("attn_neuron", top, largest, words, show_progress)
 
+    def _readings_of(self, start: int, traces: Sequence[Trace]) -> list[Reading]:
+        """Readings of the traces from `start` on; those of the last batch are kept for the next table."""
+        if start not in self._kept:
+            self._kept.clear()
+            self._kept[start] = read_together([trace.target_at for trace in traces])
+        return self._kept[start]
+
     @no_autocast_no_grad
     def _tables(
         self, unit: Unit, top: int | None, largest: bool, words: int | None, show_progress: bool
@@ -172,7 +180,8 @@ class TraceBatch(Sequence[Trace]):
         ) as shown:
             for start in range(0, len(self.traces), self.batch_size):
                 traces = self.traces[start : start + self.batch_size]
-                many = [made[unit] for made in candidates_together(traces, (unit,))]
+                readings = self._readings_of(start, traces)
+                many = [made[unit] for made in candidates_of(traces, readings, (unit,))]
                 if top is None and unit in ("ffn_neuron", "attn_neuron") and all(one.reading.whole for one in many):
                     found = [ranked_by(one, s, largest) for one, s in zip(many, shared_sweep(many), strict=True)]
                 else:
@@ -190,9 +199,15 @@ def candidates_together(traces: Sequence[Trace], units: Sequence[Unit]) -> list[
     Raises:
         UnsupportedModelError: if a layer has no such parts, naming all that have none.
     """
+    return candidates_of(traces, read_together([trace.target_at for trace in traces]), units)
+
+
+def candidates_of(
+    traces: Sequence[Trace], readings: Sequence[Reading], units: Sequence[Unit]
+) -> list[dict[Unit, Candidates]]:
+    """Candidates of several traces with their readings; errors as `candidates_together`."""
     for trace in traces:
         trace.run.require_unchanged()
-    readings = read_together([trace.target_at for trace in traces])
     return [
         {unit: Candidates(reading, trace.run.parts_of(unit)) for unit in units}
         for trace, reading in zip(traces, readings, strict=True)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tl_subvalues.model_view.indexing import whole_number
 from tl_subvalues.show import graph_plot
-from tl_subvalues.show.attribution_graph import BIAS, OTHERS, attribution_graph, networkx_graph, write_graph
+from tl_subvalues.show.attribution_graph import BIAS, OTHERS, GraphTables, attribution_graph, write_graph
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.graph import Carried, Flows, Neuron, flows_of
 from tl_subvalues.upstream.led_back import FROZEN_RULES
@@ -25,7 +25,7 @@ _HEADS, _SHARE = 5, 0.02
 
 
 @dataclass(frozen=True, eq=False)
-class Graph:
+class Graph(GraphTables):
     """FFN neurons at positions, embeddings and the target, and what each adds to later ones through attention.
 
     Attributes:
@@ -40,19 +40,7 @@ class Graph:
         rule: how coefficients were made linear, "frozen" or "half".
     """
 
-    nodes: pd.DataFrame
-    edges: pd.DataFrame
-    score: float
-    rule: str
     trace: Any = field(repr=False)
-
-    def to_networkx(self) -> Any:
-        """A networkx.DiGraph: nodes and edges with the tables' columns as attributes.
-
-        Raises:
-            ImportError: without networkx.
-        """
-        return networkx_graph(self.nodes, self.edges, score=self.score, rule=self.rule)
 
     def to_json(self, path: Any, *, slug: str = "tl-subvalues") -> None:
         """Write the attribution-graph JSON that circuit-tracer's and Neuronpedia's viewers read.
