@@ -19,7 +19,9 @@ pytestmark = [pytest.mark.slow, pytest.mark.bridge]
 
 TESTS = Path(__file__).parent
 FACTS = make_facts(40)
-COLLECT: dict[str, Any] = {"top": 7, "prepend_bos": False}
+# Batches of the parts' own size, so that a plain run has the same ones and not a bit is another.
+BATCHES = {"batch_size": 16}
+COLLECT: dict[str, Any] = {"top": 7, "prepend_bos": False, **BATCHES}
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +53,8 @@ def test_the_tables_of_a_plain_run(cluster: None, model: Any, folder: Path, tmp_
     assert origin_of(other) is None
     shipped = tlsv.collect(other, FACTS, ray=True, shard=(1, 2), out=tmp_path / "shipped", **COLLECT)
     same(shipped, tlsv.collect(other, FACTS.iloc[1::2], **COLLECT))
-    found = tlsv.evaluate(model, FACTS, by="kind", ray=True, out=tmp_path / "evaluated", **SMALL)
-    expected = tlsv.evaluate(model, FACTS, by="kind", **SMALL)
+    found = tlsv.evaluate(model, FACTS, by="kind", ray=True, out=tmp_path / "evaluated", **SMALL, **BATCHES)
+    expected = tlsv.evaluate(model, FACTS, by="kind", **SMALL, **BATCHES)
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 

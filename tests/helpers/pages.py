@@ -14,8 +14,8 @@ def pages() -> list[Path]:
 
 
 def shell_lines(page: Path) -> list[str]:
-    """Lines of a page's sh blocks, their comments left out."""
-    text = page.read_text(encoding="utf-8")
+    """Lines of a page's sh blocks, those that go on as one, their comments left out."""
+    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
     blocks = re.findall(r"^```sh\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
     return [re.sub(r"\s+#.*", "", line) for block in blocks for line in block.splitlines() if line]
 
