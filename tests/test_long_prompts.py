@@ -89,6 +89,22 @@ def test_what_a_user_reads_in_the_cache_is_whole(tokens: torch.Tensor, monkeypat
         torch.testing.assert_close(rows.cache[name], full.cache[name])
 
 
+def test_its_cache_is_taken_for_another_target_and_position(
+    tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`cache=trace.cache`, as for any other trace: the rows of that position are made."""
+    model = zoo.model("llama", dtype=torch.float64)
+    _, rows = both(model, tokens, monkeypatch)
+    for position in (POSITION, 3):
+        found = tlsv.trace(model, tokens, 9, position=position, cache=rows.cache)
+        monkeypatch.setattr(view, "LONG", 1 << 28)
+        wanted = tlsv.trace(model, tokens, 9, position=position)
+        monkeypatch.setattr(view, "LONG", 0)
+        assert found.log_prob == pytest.approx(wanted.log_prob, abs=1e-12)
+        same(found.ffn_neurons(top=5), wanted.ffn_neurons(top=5))
+        same(found.attn_neurons(top=5), wanted.attn_neurons(top=5))
+
+
 def test_a_run_that_cannot_be_made_again_is_refused(tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a hook that was not there, what is read elsewhere would be another run's."""
     model = zoo.model("llama")

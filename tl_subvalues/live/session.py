@@ -26,7 +26,7 @@ from tl_subvalues.saved.document import Document
 Answer = dict[str, Any]
 
 LONGEST_PROMPT = 20_000  # characters, before they are made tokens
-MOST_TOKENS = 1024  # a run keeps its attention patterns: of SmolLM2-135M 1.1 GB at this length
+MOST_TOKENS = 1024  # total effects keep all attention patterns for a while: of SmolLM2-135M 1.1 GB at this length
 MOST_WAITING = 3
 _DOCUMENTS = 20  # that are kept to be shown again
 _RUNS = 3  # whose activations are kept; of an earlier one the prompt is run again
