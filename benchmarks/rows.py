@@ -73,7 +73,9 @@ def on_the_embedded_model() -> str:
         ["`write_index`, 50 words a side", f"{slow['index']:.1f} s", f"{ratio:.2f}", mb(memory[1]), "at most 1.1"],
     ]
     text = table(["task", "time", "ratio", "memory beyond the model", "goal"], rows)
-    return text + missed("the price of the index in bare products", ratio, 1.1, "the rest is finding the extremes")
+    return text + missed(
+        "the price of the index in bare products", ratio, 1.1, "the rest is finding the extremes and writing them"
+    )
 
 
 def on_a_large_shape() -> str:

@@ -133,7 +133,7 @@ def test_what_was_made_is_not_made_again(
         with pytest.raises(KeyboardInterrupt):
             tlsv.write_index(model, path, **SMALL)
     assert not path.exists()
-    assert len(list((tmp_path / "words.parquet.parts").glob("*.parquet"))) == 4
+    assert len(list((tmp_path / "words.parquet.parts").glob("*.arrow"))) == 4
     made = counting(monkeypatch)
     assert tlsv.write_index(model, path, **SMALL).read_bytes() == whole
     assert len(made) == 2
@@ -155,7 +155,7 @@ def test_a_damaged_part_is_made_again(
         counting(patch, stop_at=5)
         with pytest.raises(KeyboardInterrupt):
             tlsv.write_index(model, path, **SMALL)
-    parts = sorted((tmp_path / "words.parquet.parts").glob("*.parquet"))
+    parts = sorted((tmp_path / "words.parquet.parts").glob("*.arrow"))
     content = bytearray(parts[0].read_bytes())
     content[len(content) // 2] ^= 1
     parts[0].write_bytes(content)
@@ -189,13 +189,13 @@ def test_killed_and_resumed_it_is_as_one_run(tmp_path: Path) -> None:
     process = subprocess.Popen([sys.executable, "-c", KILLED, str(folder), str(path)])
     parts = tmp_path / "words.parquet.parts"
     deadline = time.monotonic() + 120
-    while len(list(parts.glob("*.parquet"))) < 2:
+    while len(list(parts.glob("*.arrow"))) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not path.exists()
-    assert len(list(parts.glob("*.parquet"))) < 6
+    assert len(list(parts.glob("*.arrow"))) < 6
     (parts / ".0123456789abcdef.unfinished").write_bytes(b"what a kill may leave")
     subprocess.run([sys.executable, "-c", KILLED, str(folder), str(path)], check=True)
     whole = tlsv.write_index(tlsv.load_model(str(folder), device="cpu"), tmp_path / "whole.parquet", k=4)

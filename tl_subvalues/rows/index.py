@@ -99,8 +99,9 @@ def _table(
     """The words of some rows, two table rows each."""
     found = [words_of(vectors, reading, k) for vectors in rows.vectors(spans)]
     ids, values = (np.concatenate([one[i] for one in found]).reshape(-1) for i in (0, 1))
-    numbers = [rows.numbering.span(span.number).start + i for span in spans for i in range(span.start, span.stop)]
-    named = rows_table(rows.unit, rows.fields(torch.tensor(numbers)), {})
+    firsts = [rows.numbering.span(span.number).start for span in spans]
+    numbers = [torch.arange(first + span.start, first + span.stop) for first, span in zip(firsts, spans, strict=True)]
+    named = rows_table(rows.unit, rows.fields(torch.cat(numbers)), {})
     table = pa.Table.from_pandas(named.loc[named.index.repeat(len(_SIDES))], preserve_index=False)
     table = table.append_column("side", pa.array(list(_SIDES) * len(named)))
     lists = {"token_ids": pa.array(ids, pa.int32()), "tokens": texts.of(ids)}
@@ -118,11 +119,10 @@ class _Texts:
 
     def __init__(self, view: ModelView) -> None:
         self._view = view
-        self._known: dict[int, str] = {}
+        self._texts = np.full(view.readout.d_vocab, None, dtype=object)
 
     def of(self, ids: np.ndarray) -> pa.Array:
         """The text of every id."""
-        unique, inverse = np.unique(ids, return_inverse=True)
-        new = [i for i in unique.tolist() if i not in self._known]
-        self._known.update(zip(new, decode_each(self._view, new), strict=True))
-        return pa.array([self._known[i] for i in unique.tolist()], pa.string()).take(pa.array(inverse.reshape(-1)))
+        new = [i for i in np.flatnonzero(np.bincount(ids)).tolist() if self._texts[i] is None]
+        self._texts[new] = decode_each(self._view, new)
+        return pa.array(self._texts, pa.string()).take(pa.array(ids))
