@@ -74,7 +74,7 @@ def on_the_embedded_model() -> str:
     ]
     text = table(["task", "time", "ratio", "memory beyond the model", "goal"], rows)
     return text + missed(
-        "the price of the index in bare products", ratio, 1.1, "the rest is finding the extremes and writing them"
+        "the price of the index in bare products", ratio, 1.1, "the rest is finding and writing the extremes"
     )
 
 

@@ -20,7 +20,15 @@ from tl_subvalues.decomposition.subvalues import (
 )
 from tl_subvalues.errors import SubvaluesWarning, UnknownSourcesError, UnsupportedModelError
 from tl_subvalues.labels import PART_OF, Unit
-from tl_subvalues.model_view import Activations, MixtureOfExperts, ModelView, Routed, check_sources, sum_tolerance
+from tl_subvalues.model_view import (
+    Activations,
+    MixtureOfExperts,
+    ModelView,
+    Routed,
+    mixing_error,
+    sum_tolerance,
+    unknown_sources,
+)
 
 
 @dataclass(frozen=True)
@@ -221,14 +229,20 @@ class Run:
             return Parts(WholeSubvalues(site.output[None]), {})
         if unit == "ffn_neuron":
             return self._ffn_neurons(site.layer)
-        attention = self.view.layer(site.layer).attention()
-        scale = self._post_scale(site.layer, "attn")
-        n_heads, d_head, _ = attention.W_O.shape
         if unit == "head":
-            z = self.activations.z(site.layer, self.position)[0].reshape(n_heads, d_head)
-            heads = torch.einsum("he,hem->hm", z, attention.W_O.to(z))
-            return Parts(WholeSubvalues(attention.passage.carry(heads, scale)), {"head": n_heads})
-        z_p = self.weighted_values(site.layer)
+            return self._heads(site.layer)
+        return self._by_source(site.layer, unit, self.weighted_values(site.layer))
+
+    def _heads(self, layer: int) -> Parts:
+        attention, scale = self.view.layer(layer).attention(), self._post_scale(layer, "attn")
+        z = self.activations.z(layer, self.position)[0].reshape(attention.W_O.shape[:2])
+        heads = torch.einsum("he,hem->hm", z, attention.W_O.to(z))
+        return Parts(WholeSubvalues(attention.passage.carry(heads, scale)), {"head": len(heads)})
+
+    def _by_source(self, layer: int, unit: Unit, z_p: Float[Tensor, "source head d_head"]) -> Parts:
+        """Parts of an attention sublayer that are told apart by source position."""
+        attention, scale = self.view.layer(layer).attention(), self._post_scale(layer, "attn")
+        n_heads, d_head, _ = attention.W_O.shape
         if unit == "head_position":
             subvalues = HeadPositionSubvalues(z_p.transpose(0, 1), attention.W_O, attention.passage, scale)
             return Parts(subvalues, {"head": n_heads, "position": len(z_p)})
@@ -245,11 +259,17 @@ class Run:
             UnsupportedModelError: if a sublayer has no such parts, naming all the layers that have none.
         """
         numbers = [i for i, site in enumerate(self.sites) if PART_OF[unit] in (None, site.sublayer)]
+        by_source = unit in ("head_position", "attn_neuron")
+        z_ps = self._weighted_values([self.sites[number].layer for number in numbers]) if by_source else {}
         found: dict[int, Parts] = {}
         refused: dict[int, UnsupportedModelError] = {}
         for number in numbers:
+            site = self.sites[number]
             try:
-                found[number] = self.parts(self.sites[number], unit)
+                z_p = z_ps.get(site.layer)
+                if isinstance(z_p, UnsupportedModelError):
+                    raise z_p
+                found[number] = self.parts(site, unit) if z_p is None else self._by_source(site.layer, unit, z_p)
             except UnsupportedModelError as error:
                 refused[self.sites[number].layer] = error
         if refused:
@@ -282,14 +302,35 @@ class Run:
         Raises:
             UnsupportedModelError: if these do not add up to z.
         """
-        check_sources(self.view, self.activations, layer, self.position)
-        sources = self.n_sources(layer)
-        pattern = self.activations.pattern(layer, self.position)[0]
-        return weighted_values(pattern[:, :sources], self.activations.values(layer)[0, :sources])
+        found = self._weighted_values([layer])[layer]
+        if isinstance(found, UnsupportedModelError):
+            raise found
+        return found
+
+    def _weighted_values(self, layers: Sequence[int]) -> dict[int, Tensor | UnsupportedModelError]:
+        """z_p of several layers, or why there is none; all are checked together, so that the host waits once."""
+        found: dict[int, Tensor | UnsupportedModelError] = {}
+        missing: dict[int, Tensor] = {}
+        for layer in layers:
+            try:
+                sources = self.n_sources(layer)
+                pattern = self.activations.pattern(layer, self.position)[0, :, :sources]
+                z_p = found[layer] = weighted_values(pattern, self.activations.values(layer)[0, :sources])
+                error = mixing_error(self.activations, layer, self.position, z_p.sum(0))
+            except UnsupportedModelError as refused:
+                found[layer] = refused
+            else:
+                if error is not None:
+                    missing[layer] = error.to(self.view.device)
+        for layer, pair in zip(missing, torch.stack(list(missing.values())).tolist() if missing else (), strict=True):
+            found[layer] = unknown_sources(self.view, layer, *pair) or found[layer]
+        return found
 
     def n_sources(self, layer: int) -> int:
         """Source positions up to the query; more only if the layer's pattern looks ahead."""
         pattern = self.activations.pattern(layer, self.position)[0]
+        if pattern.shape[-1] <= self.position + 1:
+            return self.position + 1
         seen = torch.nonzero(pattern.amax(0)).flatten()
         return max(self.position, int(seen[-1]) if len(seen) else 0) + 1
 

@@ -177,7 +177,7 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
     # Dot products of d numbers err by at most some eps sqrt(d) times the lengths multiplied: 0.2 of that was the most
     # seen in an evaluation, over the best 1,500 neurons of SmolLM2-135M and of Gemma 3 270M. Twice for the evaluation,
     # twice for the bound.
-    rounding = 4 * torch.finfo(residuals.dtype).eps * math.sqrt(residuals.shape[1]) * sizes
+    rounding = (4 * torch.finfo(residuals.dtype).eps * math.sqrt(residuals.shape[1]) * sizes).tolist()
     return [
         SiteBounds(
             readout=readout,
@@ -185,7 +185,7 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
             scale=scale[i],
             gradient=gradient[i],
             words=tuple(words[i]),
-            rounding=float(rounding[i]),
+            rounding=rounding[i],
             spreads=tuple(spreads[i]) if both_sides else None,
         )
         for i in range(len(residuals))

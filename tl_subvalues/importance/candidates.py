@@ -74,7 +74,7 @@ class Candidates:
         """
         if not self.by_prob:
             return increase
-        return prob_increase_of(increase, self.base.cpu()[group])
+        return prob_increase_of(increase, self.base.to(increase.device)[group])
 
     def evaluate(self, number: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
         """Exact increases of the chosen parts; makes no more than the chosen vectors."""

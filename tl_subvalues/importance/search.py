@@ -154,7 +154,7 @@ def promises(many: Sequence[Candidates], largest: bool) -> list[Float[Tensor, " 
         ValueError: if the parts of a run no longer add up to what its sublayers added.
     """
     bounds = [site_bounds(one.reading, one.parts.numbers, both_sides=not largest) for one in many]
-    found = [one.reading.residuals.new_empty(len(one), device="cpu") for one in many]
+    found = [one.reading.residuals.new_empty(len(one)) for one in many]
     led: list[dict[int, Total]] = [{} for _ in many]
     same: dict[tuple[Unit, int], list[tuple[int, int]]] = {}
     for run, one in enumerate(many):
@@ -167,12 +167,12 @@ def promises(many: Sequence[Candidates], largest: bool) -> list[Float[Tensor, " 
         for (run, number), at, parts, product, length in zip(places, sites, groups, products, lengths, strict=True):
             one = many[run]
             led[run][number] = Total.of(product)
-            bound = (at.upper if largest else at.lower)(parts, product, length).cpu()
-            score = one.score(bound, torch.full((len(bound),), number))
+            bound = (at.upper if largest else at.lower)(parts, product, length)
+            score = one.score(bound, torch.full((len(bound),), number, device=bound.device))
             found[run][one.numbering.span(number)] = score if largest else -score
     for one, own, totals in zip(many, bounds, led, strict=True):
         one.parts.check_sums([at.gradient for at in own], [totals[number] for number in range(len(own))])
-    return found
+    return [one.cpu() for one in found]
 
 
 def _by_promise(promise: Float[Tensor, " all"], n: int) -> Int[Tensor, " n"]:

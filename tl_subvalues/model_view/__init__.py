@@ -17,7 +17,9 @@ from tl_subvalues.model_view.checks import (
     check_sources,
     check_sums,
     check_values,
+    mixing_error,
     sum_tolerance,
+    unknown_sources,
 )
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
 from tl_subvalues.model_view.layers import Layer
@@ -60,12 +62,14 @@ __all__ = [
     "decode_each",
     "decode_text",
     "load_named",
+    "mixing_error",
     "not_one_token",
     "prompt_tokens",
     "resolve_target",
     "shows_a_copy",
     "spaced_ids",
     "sum_tolerance",
+    "unknown_sources",
     "view_of",
     "word_ids",
 ]

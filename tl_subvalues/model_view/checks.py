@@ -10,7 +10,6 @@ models are held to float32's rounding, for the RMS norms of many families comput
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import einops
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -86,8 +85,7 @@ def check_readout(view: ModelView, ours: Float[Tensor, " vocab"], theirs: Float[
             "the weights of its final norm and unembedding."
         )
     own = theirs.to(ours).log_softmax(-1)
-    spread = (theirs - theirs.mean()).abs().max().item()
-    error = (ours - own).abs().max().item()
+    spread, error = torch.stack([(theirs - theirs.mean()).abs().max().to(own), (ours - own).abs().max()]).tolist()
     if not error <= _LOGIT_TOLERANCE[view.dtype] * max(1.0, spread):
         raise UnsupportedModelError(
             f"{view.name}: the final norm and the unembedding do not give the model's own log-probs (off by up to "
@@ -244,8 +242,8 @@ def _sum_of_heads(view: ModelView, layer: Layer, activations: Activations, posit
     except UnsupportedModelError:
         return  # refused by name when its heads are asked for
     number = layer.layer
-    z = _split_heads(activations.z(number, position), attention.W_O)
-    out = einops.einsum(z, attention.W_O.to(z), "batch head d_head, head d_head d_model -> batch d_model")
+    z = activations.z(number, position).flatten(1)
+    out = weighted_sum(z, attention.W_O.flatten(0, 1))
     scale = activations.post_scale(number, "attn", position)
     out = attention.passage.carry(out, scale) + attention.passage.carry_bias(_or_zero(attention.b_O, out), scale)
     expected = activations.output(number, "attn", position)
@@ -260,21 +258,35 @@ def check_sources(view: ModelView, activations: Activations, layer: int, positio
     Raises:
         UnknownSourcesError: if they do not, so that heads cannot be told apart by source position.
     """
+    pattern = activations.pattern(layer, positions)
+    if pattern.numel():
+        mixed = torch.einsum("bh...k,bkhe->b...he", pattern, activations.values(layer))
+        missing = mixing_error(activations, layer, positions, mixed)
+        if missing is not None:
+            refused = unknown_sources(view, layer, *missing.tolist())
+            if refused is not None:
+                raise refused
+
+
+def mixing_error(
+    activations: Activations, layer: int, positions: Positions, mixed: Float[Tensor, "*rest head d_head"]
+) -> Float[Tensor, "2"] | None:
+    """By how much what heads took from all source positions misses their z, and how large z is; None without a z."""
     if not activations.has(f"blocks.{layer}.attn.hook_z"):
-        return
-    z, pattern = activations.z(layer, positions), activations.pattern(layer, positions)
-    if not z.numel():  # no positions
-        return
-    values = activations.values(layer)
-    mixed = torch.einsum("bh...k,bkhe->b...he", pattern, values)
-    size = z.abs().max().item()
-    error = (mixed - z.reshape(mixed.shape)).abs().max().item()
-    if not error <= _SUM_TOLERANCE[view.dtype] * size:
-        raise UnknownSourcesError(
-            f"{view.name}: layer {layer}'s values, weighted by its pattern, do not add up to its z (off by {error:.2g} "
-            f"where entries reach {size:.2g}): something acts on z after the mixing (a gate, as in Qwen 3 Next, or a "
-            "hook), so it cannot be told apart by source position; ask for heads, by='head' or trace.heads()."
-        )
+        return None
+    z = activations.z(layer, positions).reshape(mixed.shape)
+    return torch.stack([(mixed - z).abs().max(), z.abs().max()])
+
+
+def unknown_sources(view: ModelView, layer: int, error: float, size: float) -> UnknownSourcesError | None:
+    """What to raise where what `mixing_error` found is more than rounding."""
+    if error <= _SUM_TOLERANCE[view.dtype] * size:
+        return None
+    return UnknownSourcesError(
+        f"{view.name}: layer {layer}'s values, weighted by its pattern, do not add up to its z (off by {error:.2g} "
+        f"where entries reach {size:.2g}): something acts on z after the mixing (a gate, as in Qwen 3 Next, or a "
+        "hook), so it cannot be told apart by source position; ask for heads, by='head' or trace.heads()."
+    )
 
 
 def _sum_of_neurons(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
@@ -323,11 +335,6 @@ def _sum_of_experts(
     return _equality(layer, what, out, expected, sum_tolerance(view), size)
 
 
-def _split_heads(z: Tensor, W_O: Tensor) -> Tensor:
-    """z as [batch, head, d_head], however the cache split it."""
-    return z.reshape(z.shape[0], W_O.shape[0], W_O.shape[1])
-
-
 def _or_zero(bias: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if bias is None else bias.to(like).expand_as(like)
 
@@ -360,10 +367,17 @@ def _equality(
 
 def _require(view: ModelView, equalities: Sequence[Equality]) -> None:
     """Raise unless all hold; an accelerator is waited for once."""
-    fine = [(one.errors <= one.tolerance * one.sizes).all() for one in equalities]
-    for one, holds in zip(equalities, torch.stack(fine).tolist() if fine else [], strict=True):
-        if not holds:
-            worst = int(torch.nonzero(~(one.errors <= one.tolerance * one.sizes))[0])
+    if not equalities:
+        return
+    counts = torch.tensor([len(one.errors) for one in equalities])
+    tolerances = torch.tensor([one.tolerance for one in equalities], dtype=torch.float64).repeat_interleave(counts)
+    errors, sizes = (torch.cat([getattr(one, each) for one in equalities]) for each in ("errors", "sizes"))
+    if (errors <= tolerances.to(errors) * sizes).all():
+        return
+    for one in equalities:
+        held = one.errors <= one.tolerance * one.sizes
+        if not held.all():
+            worst = int(torch.nonzero(~held)[0])
             raise UnsupportedModelError(
                 f"{view.name}: layer {one.layer} cannot be decomposed exactly: {one.what} (off by "
                 f"{float(one.errors[worst]):.2g} where entries reach {float(one.sizes[worst]):.2g}), so it holds "

@@ -1,6 +1,7 @@
 """Items of several groups under one number: group by group, each group's in its own order."""
 
 from collections.abc import Iterable
+from itertools import accumulate
 
 import torch
 from jaxtyping import Int
@@ -11,14 +12,15 @@ class Numbering:
     """Numbers 0 to n − 1 for the items of groups of these sizes."""
 
     def __init__(self, sizes: Iterable[int]) -> None:
-        self.starts: Int[Tensor, " groups_and_end"] = torch.tensor([0, *sizes]).cumsum(0)
+        self._starts = list(accumulate(sizes, initial=0))
+        self.starts: Int[Tensor, " groups_and_end"] = torch.tensor(self._starts)
 
     def __len__(self) -> int:
-        return int(self.starts[-1])
+        return self._starts[-1]
 
     def span(self, group: int) -> slice:
         """The numbers of one group's items."""
-        return slice(int(self.starts[group]), int(self.starts[group + 1]))
+        return slice(self._starts[group], self._starts[group + 1])
 
     def locate(self, number: Int[Tensor, " n"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
         """Group of each item, and its index there."""

@@ -151,7 +151,8 @@ def _traces(
         if logits is not None:
             check_readout(view, log_probs, logits)
         target = question.wanted.settled(view, log_probs)
-        log_prob = Target(target.ids).value(log_probs)
+        of_words = Target(target.ids).value(log_probs)
+        log_prob, prob, value = torch.stack([of_words, of_words.exp(), target.value(log_probs)]).tolist()
         traces.append(
             Trace(
                 tokens=question.tokens,
@@ -159,10 +160,10 @@ def _traces(
                 target=target,
                 target_tokens=decode_each(view, target.ids),
                 position=question.position,
-                log_prob=float(log_prob),
-                prob=float(log_prob.exp()),
+                log_prob=log_prob,
+                prob=prob,
                 rank=int(target.rank(log_probs)),
-                value=float(target.value(log_probs)),
+                value=value,
                 scale=scale,
                 model=view.model,
                 cache=cache,

@@ -1,0 +1,110 @@
+"""Claim (c) again: does the way of ablating decide which score comes out ahead?
+
+What zeroing the ten FFN neurons of a ranking does to the answer's log-probability, at every position and with the final
+norm's scale held, is compared with the same under one other choice at a time:
+
+    base           as in c_scores.py
+    mean           neurons are set to their mean over other facts' prompts instead of zero
+    last           at the trace's own position alone
+    recomputed     increases are taken with the final norm's scale as the sum has it
+    early          neurons of the last layer are left out
+    attn_neurons   ten attention neurons, each at its source position
+    heads          three heads
+
+    CHOICE_RANKING   log p after less log p before, in nats
+    CHOICE_ahead     what probability increase's leave less what log-probability increase's do: positive where the
+                     paper's order comes out
+    damage_RANKING   how much log p other facts' answers lose without the base's neurons, in nats, mean over four
+
+    python demos/claims/c_settings.py [--models ...] [--facts N] [--minutes M] [--check N]
+"""
+
+import functools
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+import torch
+from common import facts_of, run
+
+import tl_subvalues as tlsv
+
+NEURONS, HEADS, OTHERS = 10, 3, 4
+INCREASES = ("log_prob_increase", "prob_increase")
+RANKINGS = (*INCREASES, "gradient_times_activation", "random")
+# By what the total effect by gradient is called there: at the trace's position for FFN neurons, everywhere for others.
+OF_UNIT = {
+    "attn_neurons": (NEURONS, "attn_neuron_", "attn_neuron_total_effect_gradient"),
+    "heads": (HEADS, "head_", "head_total_effect_gradient"),
+}
+
+
+@functools.cache
+def dealt(name: str) -> pd.DataFrame:
+    """A model's answered facts, in their order."""
+    return facts_of(name)
+
+
+def others(name: str, fact: pd.Series) -> pd.DataFrame:
+    """The first facts of the deal that ask for another answer: what must not be damaged, and what means are over."""
+    facts = dealt(name)
+    return facts[(facts["target"] != fact["target"]) & (facts["prompt"] != fact["prompt"])].head(OTHERS)
+
+
+def without_the_last_layer(trace: tlsv.Trace, ranking: str, k: int) -> list[str]:
+    """The first k of a ranking that are not in the last layer."""
+    last, asked = f"L{trace.model.cfg.n_layers - 1}N", 4 * k
+    while True:
+        found = tlsv.RANKINGS[ranking].top(trace, asked)
+        early = [label for label in found if not label.startswith(last)]
+        if len(early) >= k or len(found) < asked:
+            return early[:k]
+        asked *= 4
+
+
+def log_p(trace: tlsv.Trace, fact: pd.Series, labels: Sequence[str]) -> float:
+    """The log-probability of another fact's answer, without some neurons."""
+    model = trace.model
+    hooks = tlsv.ablation_hooks(model, labels) if labels else []
+    with torch.no_grad():
+        logits = model.run_with_hooks(model.to_tokens(fact["prompt"]), fwd_hooks=hooks)
+    return float(logits[0, -1].double().log_softmax(-1)[model.to_single_token(fact["target"])])
+
+
+def damage(trace: tlsv.Trace, name: str, fact: pd.Series, tops: Mapping[str, Sequence[str]]) -> dict[str, float]:
+    """By how much other facts' answers become less likely, in the mean."""
+    found = dict.fromkeys(tops, 0.0)
+    for _, other in others(name, fact).iterrows():
+        before = log_p(trace, other, [])
+        for ranking, labels in tops.items():
+            found[ranking] += (before - log_p(trace, other, labels)) / OTHERS
+    return found
+
+
+def work(name: str, trace: tlsv.Trace, fact: pd.Series) -> dict[str, float]:
+    """The numbers of one fact."""
+    moving = tlsv.trace(trace.model, fact["prompt"], fact["target"], scale="recomputed")
+    tops = {ranking: tlsv.RANKINGS[ranking].top(trace, NEURONS) for ranking in RANKINGS}
+    reference = others(name, fact)["prompt"].tolist()
+
+    def left(labels: Sequence[str], **how: object) -> float:
+        return trace.ablate(labels, **how)["log_prob_after"] - trace.log_prob
+
+    choices = {
+        "base": {ranking: left(labels) for ranking, labels in tops.items()},
+        "mean": {ranking: left(labels, mode="mean", reference=reference) for ranking, labels in tops.items()},
+        "last": {ranking: left(labels, position=trace.position) for ranking, labels in tops.items()},
+        "recomputed": {ranking: left(tlsv.RANKINGS[ranking].top(moving, NEURONS)) for ranking in INCREASES},
+        "early": {ranking: left(without_the_last_layer(trace, ranking, NEURONS)) for ranking in RANKINGS[:3]},
+    }
+    for choice, (k, prefix, total) in OF_UNIT.items():
+        named = {ranking: f"{prefix}{ranking}" for ranking in (*INCREASES, "random")} | {"total_effect": total}
+        choices[choice] = {ranking: left(tlsv.RANKINGS[own].top(trace, k)) for ranking, own in named.items()}
+    found = {}
+    for choice, values in choices.items():
+        found |= {f"{choice}_{ranking}": value for ranking, value in values.items()}
+        found[f"{choice}_ahead"] = values["prob_increase"] - values["log_prob_increase"]
+    return found | {f"damage_{ranking}": lost for ranking, lost in damage(trace, name, fact, tops).items()}
+
+
+if __name__ == "__main__":
+    run("c_settings", work)
