@@ -52,4 +52,4 @@ def table(header: list[str], rows: list[list[str]]) -> str:
 
 def missed(what: str, value: float, goal: float, limit: str) -> str:
     """A sentence for a goal that is missed, with what limits it; nothing where it is reached."""
-    return f"\nMissed: {what} is {value:.2f} instead of {goal:g}; {limit}." if value > goal else ""
+    return f"\n\nMissed: {what} is {value:.2f} instead of {goal:g}; {limit}." if value > goal else ""

@@ -10,6 +10,7 @@ import effects
 import growth
 import large
 import many
+import operations
 import real_model
 import rows
 import start_up
@@ -34,7 +35,7 @@ def main() -> None:
         head += "No GPU was at hand.\n"
     sections = []
     with torch.no_grad():
-        for benchmark in (start_up, real_model, many, rows, effects, growth, large, baevski18):
+        for benchmark in (start_up, real_model, operations, many, rows, effects, growth, large, baevski18):
             for title, text in benchmark.run():
                 sections.append(f"## {title}\n\n{text}\n")
                 print(sections[-1], flush=True)

@@ -100,12 +100,18 @@ class UnitParts:
         Row i is part index[i] of sublayer group[i]. Neurons have a `coefficient`; where some layers are mixtures of
         experts there is an `expert`, −1 in the dense ones.
         """
+        order = torch.argsort(group, stable=True)
+        numbers, counts = (each.tolist() for each in group[order].unique_consecutive(return_counts=True))
+        if not numbers:  # no rows have all columns, too
+            numbers, counts = list(range(len(self.parts))), [0] * len(self.parts)
+        each = zip(numbers, index[order].split(counts), strict=True)
+        made = [self.parts[number].fields(own) for number, own in each]
         found = {"layer": torch.tensor([site.layer for site in self.sites], dtype=torch.long)[group]}
-        for number, parts in enumerate(self.parts):
-            mine = group == number
-            for name, values in parts.fields(index[mine]).items():
-                column = found.setdefault(name, values.new_full((len(group),), -1))
-                column[mine] = values
+        for name in dict.fromkeys(name for fields in made for name in fields):
+            known = next(fields[name] for fields in made if name in fields)
+            pairs = zip(made, counts, strict=True)
+            values = torch.cat([fields.get(name, known.new_full((n,), -1)) for fields, n in pairs])
+            found[name] = torch.empty_like(values).index_copy_(0, order, values)
         return found
 
     def sublayers(self, group: Int[Tensor, " n"]) -> list[str]:
