@@ -8,6 +8,10 @@ TL_OLDEST := transformer_lens==2.18.0
 CONSTRAINTS := constraints.txt
 STAMP := .installed-$(shell cat pyproject.toml constraints.txt constraints-tl2.txt | cksum | cut -d' ' -f1)
 
+# What is never imported need not be compiled (40 s of an installation).
+PIP := pip install --quiet --disable-pip-version-check --no-compile
+PURELIB := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+
 # What tests look at pages with, in .venv/page: axe-core, as npm packs it, beside Debian's chromium. Nothing else fetches.
 AXE := 4.14.1
 PAGE := .venv/page/.axe-$(AXE)
@@ -82,11 +86,11 @@ release-check: .venv/$(STAMP) .venv-twine/bin/twine .venv-cff/bin/cffconvert
 # Tools of a release, each in an environment of its own: cffconvert asks for older companions than anything else.
 .venv-twine/bin/twine:
 	$(PYTHON) -m venv .venv-twine
-	.venv-twine/bin/python -m pip install --quiet --disable-pip-version-check twine
+	.venv-twine/bin/python -m $(PIP) twine
 
 .venv-cff/bin/cffconvert:
 	$(PYTHON) -m venv .venv-cff
-	.venv-cff/bin/python -m pip install --quiet --disable-pip-version-check cffconvert
+	.venv-cff/bin/python -m $(PIP) cffconvert
 
 bench: .venv/$(STAMP)
 	.venv/bin/python benchmarks/run.py
@@ -98,22 +102,28 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 	.venv-tl2/bin/python docs/make_models.py
 
 .venv/$(STAMP): TL := $(TL_NEW)
-.venv-tl3/$(STAMP): TL := $(TL_OLD)
 .venv-tl2/$(STAMP): TL := $(TL_OLDEST)
 .venv-tl2/$(STAMP): CONSTRAINTS := constraints-tl2.txt
-.venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP):
+.venv/$(STAMP) .venv-tl2/$(STAMP):
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
 	# torch first and alone, so that the pinned build is taken and nothing draws in another.
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) torch
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
+	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) torch
+	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
 	rm -f $(@D)/.installed-*
+	touch $@
+
+# Its own TransformerLens, what that asks for and .venv has not, and .venv's packages behind them.
+.venv-tl3/$(STAMP): .venv/$(STAMP)
+	$(PYTHON) -m venv --clear $(@D)
+	echo "import site; site.addsitedir('$$(.venv/bin/python $(PURELIB))')" > $$($(@D)/bin/python $(PURELIB))/zz_beside.pth
+	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) "$(TL_OLD)" -e ".[all]"
 	touch $@
 
 # torch as everywhere, for uv does not look where pip finds the pinned build; what torch needs is uv's to resolve.
 .venv-lowest/$(STAMP): TL := $(TL_OLDEST)
 .venv-lowest/$(STAMP):
 	$(PYTHON) -m venv --clear $(@D)
-	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -c $(CONSTRAINTS) torch uv
+	$(@D)/bin/python -m $(PIP) --no-deps -c $(CONSTRAINTS) torch uv
 	{ sed -n '/^torch==/p' $(CONSTRAINTS); echo "$(TL)"; } > $(@D)/known.txt
 	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python --resolution lowest-direct \
 	  -c $(@D)/known.txt -e ".[demo,plots,graph,mcp,explore,widget,ray,dev]"

@@ -18,7 +18,7 @@ import tl_subvalues as tlsv
 from tl_subvalues.decomposition.components import written
 
 pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
-CLAIMS = ("a_sums", "b_curves", "c_scores", "d_activation", "e_capital", "f_knock_out")
+CLAIMS = ("a_sums", "b_curves", "c_scores", "c_settings", "d_activation", "e_capital", "f_knock_out")
 FACT = pd.Series({"kind": "capital", "prompt": "The capital of France is", "target": "Paris", "country": "France"})
 
 
@@ -72,6 +72,27 @@ def test_scores(script: Any, trace: tlsv.Trace) -> None:
     top = trace.ffn_neurons(top=10)
     assert found["log_prob_increase_10"] == pytest.approx(trace.ablate(top)["log_prob_after"] - trace.log_prob)
     assert found["ahead_10"] == found["prob_increase_10"] - found["log_prob_increase_10"]
+
+
+def test_other_choices(script: Any, trace: tlsv.Trace) -> None:
+    """Each choice is another ablation or ranking; damage is to other facts' answers, and none of a prompt's own."""
+    module = script("c_settings")
+    found = module.work("taught", trace, FACT)
+    top = tlsv.RANKINGS["prob_increase"].top(trace, 10)
+    last = trace.ablate(top, position=trace.position)["log_prob_after"] - trace.log_prob
+    assert found["last_prob_increase"] == pytest.approx(last, abs=1e-6)
+    assert found["heads_ahead"] == found["heads_prob_increase"] - found["heads_log_prob_increase"]
+    early = module.without_the_last_layer(trace, "log_prob_increase", 10)
+    everything = trace.ffn_neurons(top=None)
+    assert early == everything.loc[everything["layer"] < everything["layer"].max(), "label"].head(10).tolist()
+    others = module.others("taught", FACT)
+    assert len(others) == 4
+    assert FACT["target"] not in others["target"].tolist()
+    lost = []
+    for _, other in others.iterrows():
+        its = tlsv.trace(trace.model, other["prompt"], other["target"])
+        lost.append(its.log_prob - its.ablate(top)["log_prob_after"])
+    assert found["damage_prob_increase"] == pytest.approx(np.mean(lost), abs=1e-4)
 
 
 def test_activation(script: Any, trace: tlsv.Trace) -> None:
