@@ -7,7 +7,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tl_subvalues.study.output import write_table
+import tl_subvalues as tlsv
+from tl_subvalues.study.output import require_writable_table, write_table
+from tl_subvalues.study.places import place_of
+from tl_subvalues.study.record import record_path
 
 pytestmark = pytest.mark.any_release
 
@@ -72,3 +75,29 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
         write_table(TABLE, tmp_path / "out.csv")
     assert (tmp_path / "out.csv").read_text() == "before"
     assert os.listdir(tmp_path) == ["out.csv"]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("", "is empty"), ("a\0.csv", "NUL"), ("~nobody-at-all/a.csv", "no such user")]
+)
+def test_paths_that_no_file_has(path: str, reason: str) -> None:
+    """Before any work, in a sentence, wherever a path of a run is named."""
+    for refused in (
+        lambda: place_of(path, record=None, shard=None, ray=False),
+        lambda: require_writable_table(path),
+        lambda: record_path(path, None),
+        lambda: tlsv.merge(path),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            refused()
+
+
+def test_the_home_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A table goes where `~` leads, and parts too."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    require_writable_table("~/out.csv")
+    write_table(TABLE, "~/out.csv")
+    assert os.listdir(tmp_path) == ["out.csv"]
+    place = place_of("~/parts", record=None, shard=None, ray=False)
+    assert place is not None
+    assert place.folder == tmp_path / "parts"

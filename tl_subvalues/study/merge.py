@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from tl_subvalues.errors import shown
+from tl_subvalues.paths import named_path
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.parts import Part, PartsFolder, Shard, part_at, read_part, require_same
 from tl_subvalues.study.summary import summary_of_parts
@@ -39,8 +40,8 @@ def merge(paths: Any, out: Any = None) -> pd.DataFrame:
         parts = _parts([paths.path / f"{paths.shard.name}-*.parquet"])
         _require_together(parts, [paths.shard])
     else:
-        given = [paths] if isinstance(paths, (str, Path)) else list(paths)
-        parts = _parts([Path(path) / "shard-*.parquet" if Path(path).is_dir() else Path(path) for path in given])
+        given = [named_path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        parts = _parts([path / "shard-*.parquet" if path.is_dir() else path for path in given])
         if not parts:
             raise ValueError(f"{shown(', '.join(map(str, given)))}: there are no parts to merge.")
         _require_together(parts, [Shard(i, parts[0].shard.of) for i in range(parts[0].shard.of)])

@@ -1,23 +1,24 @@
 """Tables as files."""
 
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import pandas as pd
 
 from tl_subvalues.errors import shown
 from tl_subvalues.files import write_whole
+from tl_subvalues.paths import named_path
 
 
 def require_writable_table(out: Any) -> None:
     """Refuse, before the work, an output that `write_table` could not write.
 
     Raises:
-        ValueError: for another suffix than .parquet and .csv, or a folder that does not exist.
+        ValueError: for another suffix than .parquet and .csv, a path that no file can have, or a folder that does not
+            exist.
     """
     if out is None:
         return
-    path = Path(out)
+    path = named_path(out)
     if path.suffix not in (".parquet", ".csv"):
         raise ValueError(f"{shown(path)}: the output is a .parquet or a .csv file.")
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -29,11 +30,12 @@ def write_table(table: pd.DataFrame, out: Any) -> None:
 
     What stands in its place is replaced; a link stays, and what it leads to is replaced.
     """
+    path = named_path(out)
 
     def fill(file: BinaryIO) -> None:
-        if Path(out).suffix == ".parquet":
+        if path.suffix == ".parquet":
             table.to_parquet(file, index=False)
         else:
             table.to_csv(file, index=False)
 
-    write_whole(Path(out).resolve(), fill)
+    write_whole(path.resolve(), fill)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tl_subvalues.errors import shown
+from tl_subvalues.paths import named_path
 from tl_subvalues.study.parts import Shard, require_shard
 
 
@@ -28,7 +29,7 @@ class Place:
 
 def is_folder(out: Any) -> bool:
     """Whether an output is a folder of parts rather than a file: one that is there, or a name without a suffix."""
-    return out is not None and (Path(out).is_dir() or not Path(out).suffix)
+    return out is not None and (named_path(out).is_dir() or not named_path(out).suffix)
 
 
 def place_of(out: Any, *, record: Any, shard: Any, ray: Any) -> Place | None:
@@ -45,7 +46,7 @@ def place_of(out: Any, *, record: Any, shard: Any, ray: Any) -> Place | None:
             if given:
                 raise ValueError(f"{name}= writes parts; pass a folder for them, out='parts'.")
         return None
-    path = Path(out)
+    path = named_path(out)
     if path.suffix in (".parquet", ".csv") or path.is_file() or not path.absolute().parent.is_dir():
         raise ValueError(f"{shown(path)}: not a folder, or the folder to make it in does not exist.")
     if record is not None:

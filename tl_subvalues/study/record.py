@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from tl_subvalues.errors import shown
 from tl_subvalues.files import for_one_run
+from tl_subvalues.paths import named_path
 
 SCHEMA = "tl-subvalues/record/2"
 # A line's end: the digest, as the last of its JSON object's entries.
@@ -168,7 +169,7 @@ def record_path(record: Any, out: Any) -> Path | None:
     chosen = record if record is not None else None if out is None else f"{out}.record.jsonl"
     if chosen is None:
         return None
-    path = Path(chosen)
+    path = named_path(chosen)
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise ValueError(f"{shown(path)}: not a file, or the folder to write into does not exist.")
     return path
