@@ -41,6 +41,6 @@ def run() -> list[tuple[str, str]]:
         notes += missed(
             f"the price of a fact of collect(top={top}) in passes", ratio, goal, "evaluations are most of it"
         )
-    notes += f"\nMemory beyond the model with top=300: {peak_memory_mb(lambda: collecting(300)):.0f} MB."
+    notes += f"\n\nMemory beyond the model with top=300: {peak_memory_mb(lambda: collecting(300)):.0f} MB."
     title = f"collect over {FACTS} facts of SmolLM2-135M, {BATCH} a batch"
     return [(title, table(["task", "time a fact", "forward passes", "goal"], rows) + notes)]

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import ROWS, NeuronSubvalues, Subvalues
-from tl_subvalues.numerics.blocks import row_lengths
+from tl_subvalues.numerics.blocks import inner_products, row_lengths
 
 
 def inner_products_together(
@@ -19,8 +19,7 @@ def inner_products_together(
         return [parts.inner_products(covector) for parts, covector in zip(many, covectors, strict=True)]
     pairs = zip(neurons, covectors, strict=True)
     pulled_back = torch.stack([parts.passage.transposed(covector, parts.scale) for parts, covector in pairs], 1)
-    blocks = neurons[0].directions.split(ROWS)
-    products = torch.cat([rows.to(pulled_back) @ pulled_back for rows in blocks]).T.contiguous()
+    products = inner_products(neurons[0].directions, pulled_back, ROWS).T.contiguous()
     return [parts.times_each(own) for parts, own in zip(neurons, products, strict=True)]
 
 
