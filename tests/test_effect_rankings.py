@@ -11,8 +11,13 @@ from helpers.facts import make_facts
 from torch import Tensor
 
 import tl_subvalues as tlsv
-from tl_subvalues.study.effect_rankings import integrated_gradients
-from tl_subvalues.study.ranked import ATTN_NEURONS, Ranking
+from tl_subvalues.study.effect_rankings import (
+    integrated,
+    integrated_at_positions,
+    integrated_at_the_last,
+    integrated_attn_neurons,
+)
+from tl_subvalues.study.ranked import ATTN_NEURONS, FFN_NEURONS, HEADS, Ranking
 from tl_subvalues.study.rankings import chosen_rankings
 
 pytestmark = pytest.mark.any_release
@@ -90,37 +95,91 @@ def test_increases_of_heads_and_attention_neurons(trace: tlsv.Trace, unit: str, 
 
 @pytest.mark.each_release
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "gemma2", "mixtral"])
-def test_integrated_gradients_add_up(family: str, tokens: Tensor) -> None:
-    """To the measure less its value with every FFN output at zero, the better the finer the steps; experts' too."""
+@pytest.mark.parametrize(
+    ("family", "of", "sublayer"),
+    [
+        ("llama", FFN_NEURONS, "mlp"),
+        ("gemma2", FFN_NEURONS, "mlp"),
+        ("mixtral", FFN_NEURONS, "mlp"),
+        ("llama", HEADS, "attn"),
+        ("gemma2", HEADS, "attn"),
+    ],
+)
+def test_integrated_gradients_add_up(family: str, of: Any, sublayer: str, tokens: Tensor) -> None:
+    """To the measure less its value with all those outputs at zero, the better the finer the steps; experts' too.
+
+    Heads of a mixture do not: a router that turns to other experts on the way makes a leap, which no gradient sees.
+    """
     model = zoo.bridge(family)
     trace = tlsv.trace(model, tokens, TARGET, position=POSITION)
-    hooks = [(f"blocks.{layer}.hook_mlp_out", lambda value, hook: torch.zeros_like(value)) for layer in range(2)]
+    names = [f"blocks.{layer}.hook_{sublayer}_out" for layer in range(2)]
+    hooks = [(name, lambda value, hook: torch.zeros_like(value)) for name in names]
     without = model.run_with_hooks(tokens, fwd_hooks=hooks)[0, POSITION].detach().log_softmax(-1)[TARGET]
     whole = trace.log_prob - float(without)
-    errors = [abs(float(integrated_gradients(trace, steps).sum()) - whole) for steps in (2, 128)]
+    errors = [abs(float(integrated(of, steps)(trace).sum()) - whole) for steps in (2, 128)]
     assert errors[1] < 2e-3 * max(1.0, abs(whole))
     assert errors[1] < errors[0]
 
 
 @pytest.mark.each_release
 def test_the_mean_gradient_by_hand(tokens: Tensor) -> None:
-    """Two midpoints, autograd through a model whose FFN outputs are put in place."""
+    """Two midpoints, autograd through a model whose FFN outputs are put in place; at each position and summed."""
     model = zoo.bridge("llama", dtype=torch.float64)
     trace = tlsv.trace(model, tokens, TARGET, position=POSITION)
+    gradients = mean_gradients(model, tokens, "mlp")
     _, cache = model.run_with_cache(tokens)
-    names = [f"blocks.{layer}.hook_mlp_out" for layer in range(2)]
-    expected = torch.zeros(2, 48, dtype=torch.float64)
+    each = [cache[f"blocks.{layer}.mlp.hook_post"][0] for layer in range(2)]
+    rows = [gradient @ model.blocks[layer].mlp.W_out.T for layer, gradient in enumerate(gradients)]
+    expected = torch.stack([m * row for m, row in zip(each, rows, strict=True)], dim=1)  # [pos, layer, neuron]
+    assert torch.allclose(integrated(FFN_NEURONS, 2)(trace), expected.sum(0).flatten(), atol=1e-9)
+    assert torch.allclose(integrated_at_the_last(2)(trace), expected[POSITION].flatten(), atol=1e-9)
+    at_positions = integrated_at_positions(2)
+    assert torch.allclose(at_positions(trace), expected[: POSITION + 1].flatten(), atol=1e-9)
+    best = int(expected[: POSITION + 1].flatten().argmax())
+    at, layer, neuron = best // 96, best % 96 // 48, best % 48
+    assert at_positions.top(trace, 1) == [f"L{layer}N{neuron}@{at}"]
+    assert expected.abs().max() > 0.01
+
+
+@pytest.mark.each_release
+def test_the_mean_gradient_of_attention_by_hand(tokens: Tensor) -> None:
+    """The same of heads, from every position, and of attention neurons at their sources, in the table's order."""
+    model = zoo.bridge("llama", dtype=torch.float64)
+    trace = tlsv.trace(model, tokens, TARGET, position=POSITION)
+    gradients = mean_gradients(model, tokens, "attn")
+    _, cache = model.run_with_cache(tokens)
+    heads, neurons = [], {}
+    for layer, gradient in enumerate(gradients):
+        W_O, z = model.blocks[layer].attn.W_O, cache[f"blocks.{layer}.attn.hook_z"][0]
+        inner = torch.stack([gradient @ own.T for own in W_O], dim=1)  # [pos, head, d_head]
+        heads.append((z * inner).sum((0, 2)))
+        values = cache[f"blocks.{layer}.attn.hook_v"][0]
+        values = values.repeat_interleave(z.shape[1] // values.shape[1], dim=1)
+        pattern = cache[f"blocks.{layer}.attn.hook_pattern"][0, :, POSITION]
+        for head in range(z.shape[1]):
+            for source in range(POSITION + 1):
+                effects = pattern[head, source] * values[source, head] * inner[POSITION, head]
+                neurons |= {f"L{layer}H{head}D{dim}@{source}": effects[dim].item() for dim in range(z.shape[2])}
+    assert torch.allclose(integrated(HEADS, 2)(trace), torch.cat(heads), atol=1e-9)
+    scores = integrated_attn_neurons(2)(trace)
+    labels = ATTN_NEURONS.labels(trace, torch.arange(len(scores)))
+    assert dict(zip(labels, scores.tolist(), strict=True)) == pytest.approx(neurons, abs=1e-9)
+    assert max(neurons.values()) > 1e-3
+
+
+def mean_gradients(model: Any, tokens: Tensor, sublayer: str) -> list[Tensor]:
+    """Of the log-probability with respect to both layers' outputs, at a quarter and at three quarters of them."""
+    _, cache = model.run_with_cache(tokens)
+    names = [f"blocks.{layer}.hook_{sublayer}_out" for layer in range(2)]
+    found = [torch.zeros_like(cache[name][0]) for name in names]
     for share in (0.25, 0.75):
         leaves = [(cache[name] * share).detach().requires_grad_() for name in names]
         hooks = [(name, lambda value, hook, leaf=leaf: leaf) for name, leaf in zip(names, leaves, strict=True)]
         model.run_with_hooks(tokens, fwd_hooks=hooks)[0, POSITION].log_softmax(-1)[TARGET].backward()
-        for layer, leaf in enumerate(leaves):
+        for own, leaf in zip(found, leaves, strict=True):
             assert leaf.grad is not None
-            m = cache[f"blocks.{layer}.mlp.hook_post"][0]
-            expected[layer] += (m * (leaf.grad[0] @ model.blocks[layer].mlp.W_out.T)).sum(0) / 2
-    assert torch.allclose(integrated_gradients(trace, 2), expected.flatten(), atol=1e-9)
-    assert expected.abs().max() > 0.01
+            own += leaf.grad[0] / 2
+    return found
 
 
 @pytest.mark.each_release
@@ -152,6 +211,7 @@ def test_an_unknown_unit(monkeypatch: pytest.MonkeyPatch) -> None:
         chosen_rankings(None, 0, unit="layer")  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_evaluate_ablates_where_the_label_says() -> None:
     """Neurons at positions, attention neurons and heads, against `ablate` fact by fact."""
     model, facts = zoo.model("llama"), make_facts(1)

@@ -143,7 +143,7 @@ def test_a_ranking_of_one_s_own(tokens: Tensor) -> None:
     assert list(chosen_rankings(["norm"], 0)) == ["norm", "random"]
     ours = [name for name, one in tlsv.RANKINGS.items() if one.of.unit == "ffn_neuron"]
     assert list(chosen_rankings(None, 0)) == ours
-    assert len(ours) == 17
+    assert len(ours) == 19
     with pytest.raises(ValueError, match="one score for each of 96"):
         chosen_rankings({"short": lambda trace: torch.zeros(3)}, 0)["short"].top(trace, 2)
     with pytest.raises(ValueError, match="NaN"):

@@ -82,17 +82,66 @@ def _in_order(trace: Trace, of: Contenders, table: Any) -> Float[Tensor, " part"
     return torch.from_numpy(effects.to_numpy(dtype="float64", copy=True))
 
 
-@no_autocast_no_grad
-def integrated_gradients(trace: Trace, steps: int = 8) -> Float[Tensor, " neuron"]:
-    """Integrated gradients of each FFN neuron from zero, summed over positions (Sundararajan et al. 2017), in nats.
+def integrated(of: Contenders, steps: int = 8) -> Ranking:
+    """Integrated gradients of each FFN neuron or head from zero, summed over positions (Sundararajan et al. 2017).
 
-    The outputs of all FFN sublayers go from 0 to those of the run together; a neuron's score is ⟨what it adds, the mean
-    gradient on the way⟩. Up to the steps' error the neurons and the sublayers' bias terms add up to the measure less
-    its value with all FFN outputs at zero.
+    The outputs of all FFN sublayers, or all attention sublayers, go from 0 to those of the run together; a part's score
+    is ⟨what it adds, the mean gradient on the way⟩, in nats. Up to the steps' error the parts and the sublayers' bias
+    terms add up to the measure less its value with those outputs at zero, unless a router turns to other experts on the
+    way, which is a leap that no gradient sees.
 
     Args:
-        trace: of a prompt and a target.
+        of: FFN neurons or heads.
         steps: midpoints of the way, each a forward and a backward pass.
     """
-    layers = integrated_effects(trace.run, trace.tokens, trace.target, steps)
-    return torch.cat([effects for groups in layers.values() for effects in groups])
+
+    @no_autocast_no_grad
+    def scores(trace: Trace) -> Float[Tensor, " part"]:
+        layers = integrated_effects(trace.run, trace.tokens, trace.target, of.unit, steps, slice(None))
+        return torch.cat([effects.sum(0) for groups in layers.values() for effects in groups])
+
+    return Ranking(scores, of=of)
+
+
+def integrated_at_positions(steps: int = 8) -> Ranking:
+    """Integrated gradients of each FFN neuron at one position; that position alone is ablated."""
+
+    @no_autocast_no_grad
+    def scores(trace: Trace) -> Float[Tensor, " part"]:
+        seen = slice(0, trace.position + 1)
+        layers = integrated_effects(trace.run, trace.tokens, trace.target, "ffn_neuron", steps, seen)
+        return torch.cat([effects for groups in layers.values() for effects in groups], dim=1).flatten()
+
+    return Ranking(scores, of=FFN_NEURONS_AT_POSITIONS)
+
+
+def integrated_at_the_last(steps: int = 8) -> Ranking:
+    """Integrated gradients of each FFN neuron at the trace's position; it is ablated everywhere."""
+
+    @no_autocast_no_grad
+    def scores(trace: Trace) -> Float[Tensor, " neuron"]:
+        layers = integrated_effects(trace.run, trace.tokens, trace.target, "ffn_neuron", steps, _last(trace))
+        return torch.cat([effects[0] for groups in layers.values() for effects in groups])
+
+    return Ranking(scores, of=FFN_NEURONS)
+
+
+def integrated_attn_neurons(steps: int = 8) -> Ranking:
+    """Integrated gradients of each attention neuron from each source position to the trace's, ablated as above."""
+
+    @no_autocast_no_grad
+    def scores(trace: Trace) -> Float[Tensor, " part"]:
+        layers = integrated_effects(trace.run, trace.tokens, trace.target, "attn_neuron", steps, _last(trace))
+        candidates = trace.candidates("attn_neuron")
+        fields = candidates.parts.fields(*candidates.numbering.locate(torch.arange(len(candidates))))
+        found = torch.zeros(len(candidates), dtype=trace.run.view.compute_dtype)
+        for layer, (effects,) in layers.items():
+            own = fields["layer"] == layer
+            found[own] = effects[0].cpu()[fields["position"][own], fields["head"][own], fields["dim"][own]]
+        return found
+
+    return Ranking(scores, of=ATTN_NEURONS)
+
+
+def _last(trace: Trace) -> slice:
+    return slice(trace.position, trace.position + 1)

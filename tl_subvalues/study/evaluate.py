@@ -72,8 +72,8 @@ def evaluate(
             against: a word, several, or "rest". Every row has one or none has.
         rankings: names out of `tlsv.RANKINGS` or a dictionary of functions from a trace to the scores of its FFN
             neurons; None is all of `tlsv.RANKINGS` that rank `unit`. A random one is always among them. Most rank
-            neurons that are then ablated at every position; "total_effect_gradient", "_frozen" and "_half" rank each
-            neuron at each position, and ablate it there.
+            neurons that are then ablated at every position; "total_effect_gradient", "_frozen" and "_half", and
+            "integrated_gradients_at_positions", rank each neuron at each position, and ablate it there.
         ks: how many to ablate; more than there are is all of them, with a warning.
         unit: whose rankings `None` stands for: "ffn_neuron", "attn_neuron" or "head".
         seed: of the random ranking and of the bootstrap.

@@ -1,4 +1,4 @@
-"""Integrated gradients of FFN neurons: the mean gradient while all FFN outputs grow from zero to the run's."""
+"""Integrated gradients: the mean gradient while the outputs of all FFN, or all attention, sublayers grow from zero."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,20 +9,22 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.everywhere import first_positions, parts_everywhere
 from tl_subvalues.decomposition.run import Run
+from tl_subvalues.labels import Unit
 from tl_subvalues.model_view import shows_a_copy
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.gradient import end_hook
 
 
-def integrated_effects(
-    run: Run, tokens: Int[Tensor, " pos"], target: Target, steps: int
-) -> dict[int, list[Float[Tensor, " neuron"]]]:
-    """Layer -> ⟨what each neuron adds, the mean gradient⟩, of each expert's neurons, summed over positions, in nats.
+def integrated_covectors(
+    run: Run, tokens: Int[Tensor, " pos"], target: Target, sublayer: str, steps: int
+) -> dict[int, Float[Tensor, "1 place d_model"]]:
+    """Layer -> the measure's mean gradient with respect to what one sort of sublayer adds, in nats per unit of it.
 
     Args:
         run: at the position where the target is predicted.
         tokens: the prompt.
         target: whose measure.
+        sublayer: "mlp" or "attn", whose outputs grow together, those of all layers.
         steps: midpoints between nothing and the run's outputs, each a forward and a backward pass.
 
     Raises:
@@ -32,33 +34,52 @@ def integrated_effects(
     n = first_positions(run)
     with torch.no_grad():
         run.view.logits(tokens[None].clone(), [end_hook(run)])
-    layers = [layer.layer for layer in run.view.layers if "mlp" in layer.sublayers]
+    layers = [layer.layer for layer in run.view.layers if sublayer in layer.sublayers]
     sums = dict.fromkeys(layers, torch.zeros(()))
     for step in range(steps):
-        for layer, gradient in zip(layers, _gradients(run, tokens, target, layers, (step + 0.5) / steps), strict=True):
+        gradients = _gradients(run, tokens, target, layers, sublayer, (step + 0.5) / steps)
+        for layer, gradient in zip(layers, gradients, strict=True):
             sums[layer] = sums[layer].to(gradient) + gradient[:, :n] / steps
+    return sums
+
+
+def integrated_effects(
+    run: Run, tokens: Int[Tensor, " pos"], target: Target, unit: Unit, steps: int, positions: slice
+) -> dict[int, list[Float[Tensor, "place *axes"]]]:
+    """Layer -> ⟨what each part of a unit adds at some positions, the mean gradient there⟩, of each expert's, in nats.
+
+    Args:
+        run: at the position where the target is predicted.
+        tokens: the prompt.
+        target: whose measure.
+        unit: "head", "attn_neuron" or "ffn_neuron"; outputs of all sublayers that have such parts grow together.
+        steps: as for `integrated_covectors`.
+        positions: where parts are added.
+    """
+    sublayer, n = "mlp" if unit == "ffn_neuron" else "attn", first_positions(run)
     found = {}
-    for layer in layers:
-        groups = parts_everywhere(run, layer, "mlp", "ffn_neuron", n)
-        found[layer] = [group.products("ffn_neuron", group.inner(sums[layer]))[0].sum(0) for group in groups]
+    for layer, covectors in integrated_covectors(run, tokens, target, sublayer, steps).items():
+        groups = [group.at(positions) for group in parts_everywhere(run, layer, sublayer, unit, n)]
+        found[layer] = [group.products(unit, group.inner(covectors[:, positions]))[0] for group in groups]
     return found
 
 
 def _gradients(
-    run: Run, tokens: Int[Tensor, " pos"], target: Target, layers: list[int], share: float
+    run: Run, tokens: Int[Tensor, " pos"], target: Target, layers: list[int], sublayer: str, share: float
 ) -> list[Float[Tensor, "1 pos d_model"]]:
-    """The measure's gradients with respect to FFN outputs, all of them at a share of the run's."""
+    """The measure's gradients with respect to sublayers' outputs, all of them at a share of the run's."""
     view = run.view
-    outputs = [run.activations.output(layer, "mlp").to(view.dtype) * share for layer in layers]
+    outputs = [run.activations.output(layer, sublayer).to(view.dtype) * share for layer in layers]
     with torch.inference_mode(False), torch.enable_grad():
         leaves = [output.clone().requires_grad_() for output in outputs]
-        hooks = [(view.layer(layer).output_hook("mlp"), _put(leaf)) for layer, leaf in zip(layers, leaves, strict=True)]
+        names = [view.layer(layer).output_hook(sublayer) for layer in layers]
+        hooks = [(name, _put(leaf)) for name, leaf in zip(names, leaves, strict=True)]
         logits = view.logits(tokens[None].clone(), hooks)[0, run.position]
         value = target.value(logits.to(view.compute_dtype).log_softmax(-1))
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     for layer, gradient in zip(layers, gradients, strict=True):
         if gradient is None:
-            raise shows_a_copy(view.name, layer, "mlp")
+            raise shows_a_copy(view.name, layer, sublayer)
     return [gradient.to(view.device, view.compute_dtype) for gradient in gradients]
 
 
