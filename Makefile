@@ -31,9 +31,10 @@ test: test-new test-old
 
 test-all: test test-oldest
 
-# Under a minute on two cores; shapes and types, whose checks take as long again, are left to test-new.
+# Under a minute on two cores: two cases of each quick test; shapes and types, whose checks take as long again, are left
+# to test-new.
 test-fast: .venv/$(STAMP)
-	.venv/bin/python $(PYTEST) --shapes=hooked -m "not slow"
+	.venv/bin/python $(PYTEST) -p no:nbmake -o addopts="--strict-markers --strict-config" --cases=2 -m "not slow"
 
 # Everything; what the host calls deprecated where the package calls it is an error.
 test-new: .venv/$(STAMP) $(PAGE)

@@ -5,6 +5,7 @@ Nothing heavy is imported at once: the process that hands tests out to others ne
 
 import contextlib
 import importlib
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ PACKAGE = Path(tl_subvalues.__file__).parent
 def pytest_addoption(parser: pytest.Parser) -> None:
     ours = parser.getgroup("tl-subvalues")
     ours.addoption("--shapes", choices=("all", "hooked"), default="all", help="which tests check shapes and types")
+    ours.addoption("--cases", type=int, metavar="N", help="of each test's cases, only the first N")
     ours.addoption("--deprecations", choices=("ignored", "errors"), default="ignored", help="of the host, by our calls")
 
 
@@ -36,7 +38,7 @@ def parameters(item: pytest.Item) -> set[str]:
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m is looked at
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skip what the release lacks; of all families, most are slow, and of some tests one release's are enough."""
     from helpers import zoo
 
@@ -53,6 +55,21 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.slow)
             if "few_families" in item.keywords:
                 item.add_marker(pytest.mark.any_release)
+    if (cases := config.getoption("--cases")) is not None:
+        first_cases(config, items, cases)
+
+
+def first_cases(config: pytest.Config, items: list[pytest.Item], number: int) -> None:
+    """Leave so many cases of each test, of those that are not slow and not skipped."""
+    counts: Counter[str] = Counter()
+    kept, rest = [], []
+    for item in items:
+        test = item.nodeid.partition("[")[0]
+        runs = not {"slow", "skip"} & set(item.keywords)
+        counts[test] += runs
+        (kept if runs and counts[test] <= number else rest).append(item)
+    config.hook.pytest_deselected(items=rest)
+    items[:] = kept
 
 
 LISTENING = pytest.StashKey[contextlib.ExitStack]()

@@ -132,6 +132,7 @@ def facts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_evaluate(folder: Path, facts: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The table in plain text, the same again from the record without a run, and in a file with all its columns."""
     arguments = ["evaluate", str(facts), "--model", str(folder), "--ks", "2,5", "--rankings", "norm", "--by", "kind"]

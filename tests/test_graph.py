@@ -33,6 +33,7 @@ def coefficients(graph: tlsv.Graph) -> pd.Series:
     return nodes.loc[nodes["kind"] != "embedding", "coefficient"]
 
 
+@pytest.mark.slow
 @pytest.mark.bridge
 @pytest.mark.parametrize("rule", ["frozen", "half"])
 @pytest.mark.parametrize("family", FAMILIES)
@@ -62,6 +63,7 @@ def test_vectors_led_forward_through_attention_alone(family: str, rule: Any, tok
     assert set(graph.edges["source"]) >= {"others", "bias", "embed@0"}
 
 
+@pytest.mark.slow
 @pytest.mark.each_release
 @pytest.mark.bridge
 @pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "mixtral", "qwen3_moe", "gptj", "starcoder2"])
@@ -169,6 +171,7 @@ def test_ablating_each(tokens: Tensor) -> None:
     assert list(labels.columns) == ["label", "measured_effect"]
 
 
+@pytest.mark.slow
 @pytest.mark.bridge
 def test_exports(tokens: Tensor, tmp_path: Path) -> None:
     """networkx, and the JSON with every field of circuit-tracer's models, of their types, links between its nodes."""

@@ -177,6 +177,7 @@ def test_layers_that_share_their_numbers_are_refused(tmp_path: Path) -> None:
     refused(*fairseq.write(tmp_path, checkpoint), match=r"its tensors have [\d,]+ numbers together, where")
 
 
+@pytest.mark.slow
 def test_packed_records_are_not_unpacked(tmp_path: Path) -> None:
     """Zeros deflate a thousandfold; torch.save stores what it writes."""
     path = archive(tmp_path / "model.pt", b"\x80\x02}.", zipfile.ZIP_DEFLATED, r0=bytes(2**28))

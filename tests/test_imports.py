@@ -253,6 +253,7 @@ def test_servers_and_widgets_are_known_in_one_room():
             assert name in allowed[module], f"{name} imports {module}"
 
 
+@pytest.mark.slow
 def test_no_test_imports_another():
     """What two tests need is in tests/helpers."""
     tests = Path(__file__).parent

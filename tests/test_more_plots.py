@@ -120,6 +120,7 @@ def test_compare(trace: tlsv.Trace, ax) -> None:
 FACTS = pd.DataFrame({"kind": ["a", "b"], "prompt": [[3, 4, 5], [6, 7]], "target": [8, 9]})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("against", [None, "rest"])
 def test_evaluation(against: str | None, ax) -> None:
     """A line a ranking through its means, with its intervals, over the numbers ablated, and what there was before."""

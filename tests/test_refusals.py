@@ -54,6 +54,7 @@ def test_a_cache_that_lacks_hooks_lists_them_all(model, tokens):
     assert difference.log_prob_increase.abs().max() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["gemma2", "cohere"])
 def test_a_cache_without_one_hook_is_refused_whichever_it_is(family, tokens):
     """Every hook that a trace reads is required, post-norm scales and all."""

@@ -79,6 +79,7 @@ def test_evaluate_refuses(arguments: dict[str, Any], says: str, model: Any, monk
         tlsv.evaluate(model, make_facts(2), ks=(2,), **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_a_zip_that_unpacks_without_limit_is_refused(method: int, tmp_path: Path) -> None:
     """By its method, before anything is unpacked."""

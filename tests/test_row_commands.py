@@ -24,6 +24,7 @@ def model(folder: Path) -> object:
     return tlsv.load_model(str(folder), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lowest", [False, True])
 def test_find(folder: Path, model: object, lowest: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The rows of `tlsv.find` in order, each with the first words of the side that was asked about."""

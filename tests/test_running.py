@@ -90,6 +90,7 @@ def test_ctrl_c_inside_the_model(tokens: Tensor) -> None:
     assert hooks_left(model) == []
 
 
+@pytest.mark.slow
 def test_two_threads_take_turns(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """Never are two threads inside one model, where the hooks of one would act in the other's run."""
     model = zoo.model("llama")

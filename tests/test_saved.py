@@ -245,6 +245,7 @@ def test_packing_keeps_what_pandas_has() -> None:
     pd.testing.assert_frame_equal(unpacked(json.loads(text)), table)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ask", "says"),
     [

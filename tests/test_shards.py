@@ -53,6 +53,7 @@ def same(table: pd.DataFrame, other: pd.DataFrame) -> None:
     pd.testing.assert_series_equal(table["sum_increase"], other["sum_increase"], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_shards_are_the_plain_run(model: Any, folder: Path, plain: pd.DataFrame, tmp_path: Path) -> None:
     """Merged, from folders or files; each row of a part is what the fact's own trace says."""
     same(tlsv.merge(folder), plain)
@@ -81,6 +82,7 @@ def test_a_shard_gives_its_own_table(model: Any, folder: Path, tmp_path: Path) -
     assert {file.name: file.stat().st_mtime_ns for file in (tmp_path / "parts").iterdir()} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [3, 100])
 def test_batches_change_nothing(model: Any, plain: pd.DataFrame, size: int, tmp_path: Path) -> None:
     """Neither in a plain run nor in parts."""
@@ -96,6 +98,7 @@ def test_more_shards_than_facts(model: Any, tmp_path: Path) -> None:
     same(tlsv.merge(tmp_path / "parts"), tlsv.collect(model, FACTS.head(2), **COLLECT))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("by", [None, "kind"])
 def test_evaluate_in_shards(model: Any, by: str | None, tmp_path: Path) -> None:
     """The same table to rounding, intervals and order of the groups too, bad rows among the facts."""

@@ -185,6 +185,7 @@ def test_datasets_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         read_rows(tmp_path / "empty")
 
 
+@pytest.mark.slow
 def test_a_shard_holds_its_own_rows_only(tmp_path: Path) -> None:
     """Of a long file no more is kept than the shard's columns; what all hold is known by a digest."""
     path = tmp_path / "facts.csv"

@@ -38,6 +38,7 @@ def log_probs(model: Any, facts: pd.DataFrame) -> list[float]:
     return found.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.each_release
 @pytest.mark.parametrize("form", ["fairseq", "converted", "by name"])
 def test_it_answers_in_every_form(form: str, model: Any, facts: pd.DataFrame) -> None:
