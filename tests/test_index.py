@@ -134,9 +134,11 @@ def test_what_was_made_is_not_made_again(
             tlsv.write_index(model, path, **SMALL)
     assert not path.exists()
     assert len(list((tmp_path / "words.parquet.parts").glob("*.arrow"))) == 4
+    (tmp_path / "words.parquet.parts" / "000000-0123456789abcdef.parquet").write_bytes(b"a part as 0.1.0 made it")
     made = counting(monkeypatch)
     assert tlsv.write_index(model, path, **SMALL).read_bytes() == whole
     assert len(made) == 2
+    assert not (tmp_path / "words.parquet.parts").exists()
     before = path.stat().st_mtime_ns
     tlsv.write_index(model, path, **SMALL)
     assert (len(made), path.stat().st_mtime_ns) == (2, before)

@@ -3,6 +3,7 @@
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ import tl_subvalues as tlsv
 from tl_subvalues.study.output import require_writable_table, write_table
 from tl_subvalues.study.places import place_of
 from tl_subvalues.study.record import record_path
+from tl_subvalues.study.sources import read_rows
 
 pytestmark = pytest.mark.any_release
 
@@ -78,9 +80,20 @@ def test_a_failure_leaves_what_was_there(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("path", "reason"), [("", "is empty"), ("a\0.csv", "NUL"), ("~nobody-at-all/a.csv", "no such user")]
+    ("path", "reason"),
+    [
+        ("", "is empty"),
+        ("a\0.csv", "NUL"),
+        ("~nobody-at-all/a.csv", "no such user"),
+        ("a" * 300 + ".csv", "too long"),
+        ("a\ud800.csv", "half a character"),
+        (True, "got bool"),
+        (5, "got int"),
+        (b"a.csv", "got bytes"),
+        ([[]], "got list"),
+    ],
 )
-def test_paths_that_no_file_has(path: str, reason: str) -> None:
+def test_paths_that_no_file_has(path: Any, reason: str) -> None:
     """Before any work, in a sentence, wherever a path of a run is named."""
     for refused in (
         lambda: place_of(path, record=None, shard=None, ray=False),
@@ -92,6 +105,13 @@ def test_paths_that_no_file_has(path: str, reason: str) -> None:
             refused()
 
 
+@pytest.mark.parametrize("path", ["", "a\0.csv", "~nobody-at-all/a.csv", "a" * 300 + ".csv", "a\ud800.csv"])
+def test_facts_that_no_file_has(path: str) -> None:
+    """Those that are read, too."""
+    with pytest.raises(ValueError, match=r"path is empty|NUL|no such user|too long|half a character"):
+        read_rows(path)
+
+
 def test_the_home_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A table goes where `~` leads, and parts too."""
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -101,3 +121,5 @@ def test_the_home_is_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     place = place_of("~/parts", record=None, shard=None, ray=False)
     assert place is not None
     assert place.folder == tmp_path / "parts"
+    (tmp_path / "facts.csv").write_text("prompt,target\nOne,two\n")
+    assert [row.columns["target"] for row in read_rows("~/facts.csv")] == ["two"]

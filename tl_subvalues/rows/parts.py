@@ -20,6 +20,7 @@ from tl_subvalues.files import UNFINISHED, for_one_run, settings_metadata, setti
 from tl_subvalues.paths import named_path
 
 _SETTINGS = "settings.json"
+_BEFORE = "parquet"  # what parts were until 0.1.0: not read, and removed with the others
 # Columns whose values come again and again, the only ones that a dictionary makes smaller.
 _REPEATED = ["side", "tokens.list.element"]
 
@@ -109,7 +110,8 @@ def _settings_in(folder: Path) -> dict[str, Any] | None:
 
 def _remove(folder: Path) -> None:
     """Remove what is ours, and the folder unless something else is in it; what says whose they are last."""
-    for path in [*folder.glob("[0-9]*-*.arrow"), *folder.glob(f".*{UNFINISHED}"), folder / _SETTINGS]:
+    made = [path for suffix in ("arrow", _BEFORE) for path in folder.glob(f"[0-9]*-*.{suffix}")]
+    for path in [*made, *folder.glob(f".*{UNFINISHED}"), folder / _SETTINGS]:
         path.unlink(missing_ok=True)
     with suppress(OSError):
         folder.rmdir()

@@ -40,7 +40,8 @@ def merge(paths: Any, out: Any = None) -> pd.DataFrame:
         parts = _parts([paths.path / f"{paths.shard.name}-*.parquet"])
         _require_together(parts, [paths.shard])
     else:
-        given = [named_path(path) for path in ([paths] if isinstance(paths, (str, Path)) else paths)]
+        one = isinstance(paths, (str, bytes, Path)) or not isinstance(paths, Iterable)
+        given = [named_path(path) for path in ([paths] if one else paths)]
         parts = _parts([path / "shard-*.parquet" if path.is_dir() else path for path in given])
         if not parts:
             raise ValueError(f"{shown(', '.join(map(str, given)))}: there are no parts to merge.")

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from tl_subvalues.errors import shown, told
+from tl_subvalues.paths import named_path
 from tl_subvalues.study.layouts import COLUMNS, Layout, layout_of
 
 # What spreadsheets write in countries where the comma is in numbers, and what else files are separated by.
@@ -105,7 +106,7 @@ def _table(source: Any) -> _Table:
             "facts are a DataFrame, a dataset of Hugging Face, or the path of a CSV, Parquet or JSON file, got "
             f"{type(source).__name__}."
         )
-    path = Path(source)
+    path = named_path(source)
     if path.is_dir():
         return _of_dataset(_read(source, lambda datasets: _saved(datasets, path)), shown(source))
     suffix = path.suffix.lower()
