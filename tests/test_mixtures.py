@@ -93,7 +93,8 @@ def test_other_dtypes_route_as_the_model_does(family, dtype, tokens):
 
 def test_columns_of_a_mixture(tokens):
     """Tables of a model with mixtures have a column `expert`, missing in dense layers; other models have none."""
-    table = tlsv.trace(zoo.bridge("deepseek_v3"), tokens, TARGET).ffn_neurons(top=None)
+    trace = tlsv.trace(zoo.bridge("deepseek_v3"), tokens, TARGET)
+    table = trace.ffn_neurons(top=None)
     assert list(table.columns[:5]) == ["label", "layer", "expert", "neuron", "coefficient"]
     assert table.expert.isna().equals(table.layer == 0)
     for row in table.itertuples():
@@ -102,6 +103,13 @@ def test_columns_of_a_mixture(tokens):
     assert set(table.expert.dropna()) <= set(range(9))
     assert 8 in set(table.expert.dropna())  # the shared expert, after the eight routed ones
     assert "expert" not in tlsv.trace(zoo.bridge("llama"), tokens, TARGET).ffn_neurons(top=3)
+    for largest in (True, False):
+        table = trace.ffn_neurons(top=None, largest=largest)
+        for top in (1, 2):  # of one layer
+            few = trace.ffn_neurons(top=top, largest=largest)
+            assert list(few.columns) == list(table.columns)
+            assert few.dtypes["expert"] == table.dtypes["expert"]
+            assert few["expert"].isna().tolist() == table["expert"].isna().tolist()[:top]
 
 
 def test_vocabulary_reads_the_row_of_any_expert(tokens):

@@ -64,10 +64,11 @@ def coefficients_of(run: Run, labels: Sequence[str]) -> list[float]:
     """
     found = [0.0] * len(labels)
     for parts, index, numbers in _gathered(run, labels):
-        fields = parts.fields(index)
-        if "coefficient" not in fields:
+        if parts.coefficients is None:
             raise ValueError(f"{labels[numbers[0]]!r} is no neuron, so it has no coefficient.")
-        for number, value in zip(numbers, fields["coefficient"].tolist(), strict=True):
+        for number, value in zip(
+            numbers, parts.coefficients[index.to(parts.coefficients.device)].tolist(), strict=True
+        ):
             found[number] = value
     return found
 

@@ -188,5 +188,5 @@ def parts_everywhere(run: Run, layer: int, sublayer: str, unit: Unit, n: int) ->
 def first_positions(run: Run) -> int:
     """How many positions the run's own position can see: up to it, or all where a pattern looks ahead."""
     layers = [layer.layer for layer in run.view.layers if layer.has_attn]
-    sees = max((run.n_sources(layer) for layer in layers), default=run.position + 1)
+    sees = run.n_sources(*layers)
     return run.position + 1 if sees <= run.position + 1 else run.n_positions

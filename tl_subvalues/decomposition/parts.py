@@ -49,15 +49,23 @@ class Parts:
             return _row(self.subvalues, index % len(self.subvalues.directions))
         return self.subvalues.vectors(torch.tensor([index], device=device))[0]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells the parts apart, innermost first."""
+        return tuple(reversed(self.axes))
+
     def fields(self, index: Int[Tensor, " n"]) -> dict[str, Tensor]:
-        """Head, position, dim or neuron of the chosen parts; their coefficient where they are neurons."""
+        """Head, position, dim or neuron of the chosen parts."""
         found: dict[str, Tensor] = {}
         rest = index
         for name, size in reversed(self.axes.items()):
             found[name], rest = rest % size, rest // size
-        if isinstance(self.subvalues, NeuronSubvalues):
-            found["coefficient"] = self.subvalues.coefficients[index.to(self.subvalues.coefficients.device)].cpu()
         return found
+
+    @property
+    def coefficients(self) -> Float[Tensor, " component"] | None:
+        """Coefficients of all parts, where they are; None where they are no neurons."""
+        return self.subvalues.coefficients if isinstance(self.subvalues, NeuronSubvalues) else None
 
 
 @dataclass(frozen=True)
@@ -73,15 +81,20 @@ class ExpertParts(Parts):
         assert isinstance(self.subvalues, JoinedSubvalues)
         return self.subvalues
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What tells the parts apart."""
+        return "expert", "neuron"
+
     def fields(self, index: Int[Tensor, " n"]) -> dict[str, Tensor]:
-        """Expert, neuron and coefficient of the chosen parts."""
+        """Expert and neuron of the chosen parts."""
         group, neuron = self.joined.numbering.locate(index)
-        coefficients = self.joined.coefficients
-        return {
-            "expert": torch.tensor(self.experts, dtype=torch.long)[group.cpu()],
-            "neuron": neuron,
-            "coefficient": coefficients[index.to(coefficients.device)].cpu(),
-        }
+        return {"expert": torch.tensor(self.experts, dtype=torch.long)[group.cpu()], "neuron": neuron}
+
+    @property
+    def coefficients(self) -> Float[Tensor, " component"]:
+        """Coefficients of all parts, where they are."""
+        return self.joined.coefficients
 
     def index(self, component: Component) -> int:
         """Which of the parts a component is.

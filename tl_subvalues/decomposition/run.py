@@ -2,7 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -102,16 +102,31 @@ class UnitParts:
         """
         order = torch.argsort(group, stable=True)
         numbers, counts = (each.tolist() for each in group[order].unique_consecutive(return_counts=True))
-        if not numbers:  # no rows have all columns, too
-            numbers, counts = list(range(len(self.parts))), [0] * len(self.parts)
-        each = zip(numbers, index[order].split(counts), strict=True)
-        made = [self.parts[number].fields(own) for number, own in each]
         found = {"layer": torch.tensor([site.layer for site in self.sites], dtype=torch.long)[group]}
-        for name in dict.fromkeys(name for fields in made for name in fields):
-            known = next(fields[name] for fields in made if name in fields)
-            pairs = zip(made, counts, strict=True)
-            values = torch.cat([fields.get(name, known.new_full((n,), -1)) for fields, n in pairs])
-            found[name] = torch.empty_like(values).index_copy_(0, order, values)
+        for name in dict.fromkeys(name for parts in self.parts for name in parts.names):
+            found[name] = torch.full_like(group, -1)
+        present = list(zip(numbers, order.split(counts) if counts else (), strict=True))
+        for number, rows in present:
+            for name, values in self.parts[number].fields(index[rows]).items():
+                found[name][rows] = values
+        coefficients = self._coefficients(index, present)
+        return found if coefficients is None else {**found, "coefficient": coefficients}
+
+    def _coefficients(
+        self, index: Int[Tensor, " n"], present: Sequence[tuple[int, Int[Tensor, " _"]]]
+    ) -> Float[Tensor, " n"] | None:
+        """Coefficients of the chosen parts, `present` their rows by sublayer; a device is waited for once."""
+        known = [parts.coefficients for parts in self.parts if parts.coefficients is not None]
+        if not known:
+            return None
+        chosen: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
+        for number, rows in present:
+            m = self.parts[number].coefficients
+            assert m is not None
+            chosen.setdefault(m.device, []).append((rows, m[index[rows].to(m.device)]))
+        found = torch.empty(len(index), dtype=known[0].dtype)
+        for pairs in chosen.values():
+            found[torch.cat([rows for rows, _ in pairs])] = torch.cat([values for _, values in pairs]).cpu()
         return found
 
     def sublayers(self, group: Int[Tensor, " n"]) -> list[str]:
@@ -315,13 +330,18 @@ class Run:
 
     def _weighted_values(self, layers: Sequence[int]) -> dict[int, Tensor | UnsupportedModelError]:
         """z_p of several layers, or why there is none; all are checked together, so that the host waits once."""
+        patterns: dict[int, Tensor] = {}
         found: dict[int, Tensor | UnsupportedModelError] = {}
         missing: dict[int, Tensor] = {}
         for layer in layers:
             try:
-                sources = self.n_sources(layer)
-                pattern = self.activations.pattern(layer, self.position)[0, :, :sources]
-                z_p = found[layer] = weighted_values(pattern, self.activations.values(layer)[0, :sources])
+                patterns[layer] = self.activations.pattern(layer, self.position)[0]
+            except UnsupportedModelError as refused:
+                found[layer] = refused
+        for (layer, pattern), sources in zip(patterns.items(), self._seen(patterns.values()), strict=True):
+            try:
+                values = self.activations.values(layer)[0, :sources]
+                z_p = found[layer] = weighted_values(pattern[:, :sources], values)
                 error = mixing_error(self.activations, layer, self.position, z_p.sum(0))
             except UnsupportedModelError as refused:
                 found[layer] = refused
@@ -332,13 +352,22 @@ class Run:
             found[layer] = unknown_sources(self.view, layer, *pair) or found[layer]
         return found
 
-    def n_sources(self, layer: int) -> int:
-        """Source positions up to the query; more only if the layer's pattern looks ahead."""
-        pattern = self.activations.pattern(layer, self.position)[0]
-        if pattern.shape[-1] <= self.position + 1:
-            return self.position + 1
-        seen = torch.nonzero(pattern.amax(0)).flatten()
-        return max(self.position, int(seen[-1]) if len(seen) else 0) + 1
+    def n_sources(self, *layers: int) -> int:
+        """Source positions up to the query; more only if one of these layers' patterns looks ahead."""
+        patterns = [self.activations.pattern(layer, self.position)[0] for layer in layers]
+        return max(self._seen(patterns), default=self.position + 1)
+
+    def _seen(self, patterns: Iterable[Float[Tensor, "head key"]]) -> list[int]:
+        """Of each pattern at the query, the source positions up to it or to the last that is seen; one wait for all."""
+        n = self.position + 1
+        seen = [
+            ((pattern[:, n:].amax(0) != 0) * torch.arange(n + 1, pattern.shape[1] + 1, device=pattern.device)).amax()
+            if pattern.shape[1] > n
+            else torch.zeros((), dtype=torch.long)
+            for pattern in patterns
+        ]
+        ahead = torch.stack([last.to(self.view.device) for last in seen]).tolist() if seen else []
+        return [max(n, last) for last in ahead]
 
     def _ffn_neurons(self, layer: int) -> Parts:
         mixture = self.view.layer(layer).mixture()

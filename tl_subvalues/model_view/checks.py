@@ -79,13 +79,15 @@ def check_readout(view: ModelView, ours: Float[Tensor, " vocab"], theirs: Float[
         UnsupportedModelError: if they differ by more than rounding.
         ValueError: if they hold NaN or infinite numbers.
     """
-    if not (torch.isfinite(ours).all() and torch.isfinite(theirs).all()):
+    own = theirs.to(ours).log_softmax(-1)
+    finite = torch.isfinite(ours).all() & torch.isfinite(own).all()
+    numbers = [(theirs - theirs.mean()).abs().max().to(own), (ours - own).abs().max(), finite.to(own)]
+    spread, error, known = torch.stack(numbers).tolist()
+    if not known:
         raise ValueError(
             f"the log-probs of {view.name} hold NaN or infinite numbers, though its residual stream does not; check "
             "the weights of its final norm and unembedding."
         )
-    own = theirs.to(ours).log_softmax(-1)
-    spread, error = torch.stack([(theirs - theirs.mean()).abs().max().to(own), (ours - own).abs().max()]).tolist()
     if not error <= _LOGIT_TOLERANCE[view.dtype] * max(1.0, spread):
         raise UnsupportedModelError(
             f"{view.name}: the final norm and the unembedding do not give the model's own log-probs (off by up to "

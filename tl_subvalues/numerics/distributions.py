@@ -61,11 +61,13 @@ def distributions_of(logits: Float[Tensor, "site classes"], without: Sequence[in
     total = p.sum(-1, dtype=torch.float64)
     p.mul_(total.reciprocal().to(p)[:, None])
     log_total = total.log()
-    aside = (aside.double() - log_total[doubtful, None]).to(p)
-    vanishing = ((aside < _SMALLEST_LOG_P) & (aside > -torch.inf)).any(-1)
     row = torch.full_like(peak, -1, dtype=torch.long)
-    row[doubtful[vanishing]] = torch.arange(int(vanishing.sum()), device=row.device)
-    return Distributions(p, log_total + peak.double(), row, aside[vanishing])
+    if len(doubtful):
+        aside = (aside.double() - log_total[doubtful, None]).to(p)
+        vanishing = torch.nonzero(((aside < _SMALLEST_LOG_P) & (aside > -torch.inf)).any(-1)).flatten()
+        row[doubtful[vanishing]] = torch.arange(len(vanishing), device=row.device)
+        aside = aside[vanishing]
+    return Distributions(p, log_total + peak.double(), row, aside)
 
 
 def joined(p: Float[Tensor, "site classes"], parts: Sequence[Distributions]) -> Distributions:

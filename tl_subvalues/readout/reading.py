@@ -155,16 +155,16 @@ class Reading:
     def checked(self, vectors: Float[Tensor, "n d_model"], increases: Float[Tensor, " n"]) -> Float[Tensor, " _"]:
         """The increases of vectors but the known one, which must lead to what the run had."""
         result = increases.to(vectors).masked_fill((vectors == 0).all(-1), 0.0)
-        return self._checked(result, float(self.value[-1]))
+        return self._checked(result, self.value[-1])
 
     def _with_known(self, residuals: Float[Tensor, "n d_model"]) -> Float[Tensor, "_ d_model"]:
         return residuals if self.known is None else torch.cat([residuals, self.known.residual[None].to(residuals)])
 
-    def _checked(self, values: Float[Tensor, " n"], base: float) -> Float[Tensor, " _"]:
+    def _checked(self, values: Float[Tensor, " n"], base: Tensor | float) -> Float[Tensor, " _"]:
         """Values without the known one, which must be what the run had."""
         if self.known is None:
             return values
-        found = base + float(values[-1])
+        found = float(base + values[-1])
         # 1e-5 was seen in float32; in half precision nothing here is rounded to it, for the residual stream is given.
         if not abs(found - self.known.value) <= 1e-3 * max(1.0, abs(self.known.value)):
             raise ValueError(
