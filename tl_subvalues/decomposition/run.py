@@ -267,7 +267,8 @@ class Run:
         if unit == "head_position":
             subvalues = HeadPositionSubvalues(z_p.transpose(0, 1), attention.W_O, attention.passage, scale)
             return Parts(subvalues, {"head": n_heads, "position": len(z_p)})
-        neurons = NeuronSubvalues(z_p.flatten(), attention.W_O.flatten(0, 1), attention.passage, scale)
+        rows = attention.rows
+        neurons = NeuronSubvalues(z_p.flatten(), rows.rows, attention.passage, scale, rows)
         return Parts(neurons, {"position": len(z_p), "head": n_heads, "dim": d_head})
 
     def parts_of(self, unit: Unit) -> UnitParts:
@@ -375,7 +376,7 @@ class Run:
             return self._expert_neurons(layer, mixture)
         ffn = self.view.layer(layer).ffn()
         m = self.activations.coefficients(layer, ffn.W_out.shape[0], self.position)[0]
-        neurons = NeuronSubvalues(m, ffn.W_out, ffn.passage, self._post_scale(layer, "mlp"))
+        neurons = NeuronSubvalues(m, ffn.W_out, ffn.passage, self._post_scale(layer, "mlp"), ffn.rows)
         return Parts(neurons, {"neuron": len(m)})
 
     def _expert_neurons(self, layer: int, mixture: MixtureOfExperts) -> ExpertParts:

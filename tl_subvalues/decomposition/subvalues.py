@@ -20,9 +20,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from tl_subvalues.numerics.blocks import padded, row_lengths
+from tl_subvalues.numerics.blocks import padded
 from tl_subvalues.numerics.norms import Passage
 from tl_subvalues.numerics.numbering import Numbering
+from tl_subvalues.numerics.weight_rows import WeightRows, inner_products
 
 # Rows of weights converted at a time: 2,048 rows of 4,096 numbers are 32 MB.
 ROWS = 2048
@@ -93,6 +94,7 @@ class NeuronSubvalues:
     directions: Tensor  # [direction, d_model], the model's own weights
     passage: Passage
     scale: Float[Tensor, " 1"] | None
+    measured: WeightRows | None = None  # the directions again, where something else measures their lengths
 
     def __len__(self) -> int:
         return len(self.coefficients)
@@ -106,7 +108,7 @@ class NeuronSubvalues:
     def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
         """<covector, v> for every part: one product with the directions, however many source positions there are."""
         pulled_back = self.passage.transposed(covector, self.scale)
-        return self.times_each(torch.cat([rows.to(pulled_back) @ pulled_back for rows in self.directions.split(ROWS)]))
+        return self.times_each(inner_products(self.directions, pulled_back[:, None], ROWS)[:, 0])
 
     def times_each(self, of_directions: Float[Tensor, " direction"]) -> Float[Tensor, " all"]:
         """Every part's coefficient times the number that its direction has."""
@@ -121,8 +123,12 @@ class NeuronSubvalues:
 
     def longest(self) -> Float[Tensor, " all"]:
         """|coefficient| times the length of its direction, as the passage may stretch it."""
-        lengths = row_lengths(self.directions, self.coefficients.dtype).to(self.coefficients.device)
-        return (self.coefficients.abs().view(-1, len(lengths)) * lengths).flatten() * self.passage.stretch(self.scale)
+        return self.times_each(self.direction_lengths()).abs() * self.passage.stretch(self.scale)
+
+    def direction_lengths(self) -> Float[Tensor, " direction"]:
+        """At least the length of each direction."""
+        rows = WeightRows(self.directions) if self.measured is None else self.measured
+        return rows.lengths.to(self.coefficients)
 
 
 @dataclass(frozen=True)

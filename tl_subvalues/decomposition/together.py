@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import ROWS, NeuronSubvalues, Subvalues
-from tl_subvalues.numerics.blocks import inner_products, row_lengths
+from tl_subvalues.numerics.weight_rows import inner_products
 
 
 def inner_products_together(
@@ -28,8 +28,7 @@ def longest_together(many: Sequence[Subvalues]) -> list[Float[Tensor, " _"]]:
     neurons = _of_same_neurons(many)
     if neurons is None:
         return [parts.longest() for parts in many]
-    first = neurons[0]
-    lengths = row_lengths(first.directions, first.coefficients.dtype).to(first.coefficients.device)
+    lengths = neurons[0].direction_lengths()
     return [parts.times_each(lengths).abs() * parts.passage.stretch(parts.scale) for parts in neurons]
 
 

@@ -21,8 +21,8 @@ from tl_subvalues.model_view.faults import warn_of_faults
 from tl_subvalues.model_view.indexing import Positions
 from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.view import ModelView
-from tl_subvalues.numerics.blocks import length_of_all, weighted_sum
 from tl_subvalues.numerics.norms import Passage
+from tl_subvalues.numerics.weight_rows import length_of_all
 
 _SUM_TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-4, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 # Of coefficients and values computed anew from the residual stream, to their largest; see test_activation.py.
@@ -245,11 +245,11 @@ def _sum_of_heads(view: ModelView, layer: Layer, activations: Activations, posit
         return  # refused by name when its heads are asked for
     number = layer.layer
     z = activations.z(number, position).flatten(1)
-    out = weighted_sum(z, attention.W_O.flatten(0, 1))
+    out = attention.rows.sum(z)
     scale = activations.post_scale(number, "attn", position)
     out = attention.passage.carry(out, scale) + attention.passage.carry_bias(_or_zero(attention.b_O, out), scale)
     expected = activations.output(number, "attn", position)
-    size = _sizes(z, attention.W_O) * _stretches(attention.passage, scale).to(z)
+    size = _sizes(z, attention.rows.lengths, out.shape[-1]) * _stretches(attention.passage, scale).to(z)
     what = "its heads do not add up to its attention output"
     yield _equality(number, what, out, expected, sum_tolerance(view), size)
 
@@ -302,10 +302,10 @@ def _sum_of_neurons(view: ModelView, layer: Layer, activations: Activations, pos
         return
     m = activations.coefficients(number, ffn.W_out.shape[0], position)
     expected = activations.output(number, "mlp", position)
-    out = weighted_sum(m, ffn.W_out)
+    out = ffn.rows.sum(m)
     scale = activations.post_scale(number, "mlp", position)
     out = ffn.passage.carry(out, scale) + ffn.passage.carry_bias(_or_zero(ffn.b_out, out), scale)
-    size = _sizes(m, ffn.W_out) * _stretches(ffn.passage, scale).to(m)
+    size = _sizes(m, ffn.rows.lengths, out.shape[-1]) * _stretches(ffn.passage, scale).to(m)
     what = "its FFN neurons do not add up to its FFN output"
     yield _equality(number, what, out, expected, sum_tolerance(view), size)
 
@@ -329,7 +329,7 @@ def _sum_of_experts(
     for number, m in routed.coefficients.items():
         W_out = mixture.expert(number).W_out
         out += torch.cat([m @ block.to(m).T for block in W_out.T.split(max(1, _NUMBERS // len(W_out)))], -1)
-        squares = squares + _sizes(m, W_out).pow(2)
+        squares = squares + _sizes(m, length_of_all(W_out), W_out.shape[1]).pow(2)
     scale = activations.post_scale(layer, "mlp", positions)
     out = mixture.passage.carry(out, scale) + mixture.passage.carry_bias(_or_zero(routed.bias, out), scale)
     size = squares.sqrt() * _stretches(mixture.passage, scale).to(squares)
@@ -341,9 +341,15 @@ def _or_zero(bias: Tensor | None, like: Tensor) -> Tensor:
     return torch.zeros_like(like) if bias is None else bias.to(like).expand_as(like)
 
 
-def _sizes(coefficients: Tensor, weights: Tensor) -> Float[Tensor, " batch"]:
-    """Size of an entry that rounding should be measured by: of a sum of so many terms, were they not to cancel."""
-    return coefficients.flatten(1).norm(dim=1) * (length_of_all(weights).to(coefficients) / weights.shape[-1] ** 0.5)
+def _sizes(coefficients: Tensor, lengths: Float[Tensor, "*row"], d_model: int) -> Float[Tensor, " batch"]:
+    """Size of an entry that rounding should be measured by: of a sum of so many terms, were they not to cancel.
+
+    Args:
+        coefficients: of the rows.
+        lengths: of each row, or of all together.
+        d_model: how many entries a row has.
+    """
+    return coefficients.flatten(1).norm(dim=1) * (lengths.norm().to(coefficients) / d_model**0.5)
 
 
 def _stretches(passage: Passage, scale: Float[Tensor, "batch *rest"] | None) -> Float[Tensor, " _"]:

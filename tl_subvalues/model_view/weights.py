@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import einops
 from jaxtyping import Float, Int
@@ -10,6 +11,7 @@ from torch import Tensor
 from tl_subvalues.numerics.blocks import affine
 from tl_subvalues.numerics.norms import Norm, Passage
 from tl_subvalues.numerics.softmax import Columns
+from tl_subvalues.numerics.weight_rows import WeightRows
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class Attention:
     b_V: Float[Tensor, "kv_head d_head"] | None
     norm: Norm | None
     passage: Passage
+
+    @cached_property
+    def rows(self) -> WeightRows:
+        """The rows of W_O, head by head."""
+        return WeightRows(self.W_O.flatten(0, 1))
 
     @property
     def n_heads(self) -> int:
@@ -89,6 +96,11 @@ class FFN:
     norm: Norm | None
     passage: Passage
     activation: Callable[[Tensor], Tensor] | None  # act, over all neurons at once; None where it cannot be read
+
+    @cached_property
+    def rows(self) -> WeightRows:
+        """The rows of W_out."""
+        return WeightRows(self.W_out)
 
     @property
     def readable(self) -> bool:
