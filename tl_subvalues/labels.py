@@ -102,6 +102,8 @@ _MAKERS: dict[Unit, tuple[Callable[..., str], tuple[str, ...]]] = {
 }
 
 
+_PIECES = {"layer": "L{}", "head": "H{}", "dim": "D{}", "position": "@{}", "neuron": "N{}"}
+
 # What stands between a unit's label and where it is added.
 _JOINTS: dict[Unit, str] = {"head": "@>", "head_position": ">", "attn_neuron": ">"}
 
@@ -112,7 +114,12 @@ def labels_of(unit: Unit, columns: Mapping[str, Sequence[Any]]) -> list[str]:
     FFN neurons may come without a column `expert`, or with None in it. A column `at` says where each is added.
     """
     make, names = _MAKERS[unit]
-    labels = [make(*row) for row in zip(*(columns[name] for name in names if name in columns), strict=True)]
+    given = [name for name in names if name in columns]
+    if unit == "sublayer" or "expert" in given or None in columns.get("position", ()):
+        labels = [make(*row) for row in zip(*(columns[name] for name in given), strict=True)]
+    else:  # the same, without a call of ours for each of a hundred thousand
+        form = "".join(_PIECES[name] for name in given)
+        labels = [form.format(*row) for row in zip(*(columns[name] for name in given), strict=True)]
     if "at" not in columns:
         return labels
     joint = _JOINTS.get(unit, "@")

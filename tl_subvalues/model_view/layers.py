@@ -38,15 +38,15 @@ class Layer:
         self._sizes: dict[tuple[Unit, int | None], dict[str, int]] = {}
         self._remembered = Remembered(self._block)
 
-    @property
-    def mixers(self) -> list[str]:
+    @cached_property
+    def mixers(self) -> tuple[str, ...]:
         """Sublayers in attention's place or beside it: convolutions, state spaces, linear attention."""
-        return [name for name in MIXERS if name in self._modules]
+        return tuple(name for name in MIXERS if name in self._modules)
 
-    @property
-    def sublayers(self) -> list[str]:
+    @cached_property
+    def sublayers(self) -> tuple[str, ...]:
         """All sublayers, in order of computation."""
-        return ["attn"] * self.has_attn + self.mixers + ["mlp"] * self.has_ffn
+        return (*["attn"] * self.has_attn, *self.mixers, *["mlp"] * self.has_ffn)
 
     def unknown(self) -> list[str]:
         """Modules of the block that are no sublayer and no norm of those that are known."""

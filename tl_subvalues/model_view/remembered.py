@@ -24,7 +24,9 @@ class Remembered:
 
     def __call__(self, name: str, make: Callable[[], T]) -> T:
         """What `make` gives, or what it gave."""
-        if name in self._kept and all(home.get(key) is p and _state(p) == was for home, key, p, was in self._seen):
+        if name in self._kept and all(
+            home.get(key) is p and (p.data_ptr(), version_of(p)) == was for home, key, p, was in self._seen
+        ):
             kept: T = self._kept[name]
             return kept
         made = make()

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from tl_subvalues.decomposition.subvalues import NeuronSubvalues
 from tl_subvalues.errors import SubvaluesWarning, UnsupportedModelError
-from tl_subvalues.labels import NAMES, ffn_neuron_label, labels_of
+from tl_subvalues.labels import NAMES, labels_of
+from tl_subvalues.numerics.numbering import Numbering
 from tl_subvalues.readout.targets import Measure
 from tl_subvalues.tracing.trace import Trace
 
@@ -54,8 +55,10 @@ class FfnNeurons:
 
     def labels(self, trace: Trace, numbers: Int[Tensor, " k"]) -> list[str]:
         """Labels of the chosen ones."""
-        all_labels = [ffn_neuron_label(layer, n) for layer, parts in ffn_parts(trace) for n in range(len(parts))]
-        return [all_labels[number] for number in numbers.tolist()]
+        parts = ffn_parts(trace)
+        layers = torch.tensor([layer for layer, _ in parts])
+        group, neuron = Numbering(len(own) for _, own in parts).locate(numbers)
+        return labels_of(self.unit, {"layer": layers[group].tolist(), "neuron": neuron.tolist()})
 
 
 @dataclass(frozen=True)
