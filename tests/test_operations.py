@@ -8,6 +8,8 @@ from helpers.counted import Counted, operations, waits
 import tl_subvalues as tlsv
 from tl_subvalues.tracing.batch import tops_together
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_of_a_trace_and_its_searches(dtype: torch.dtype) -> None:
