@@ -7,8 +7,9 @@ on tiny random models of all dense families: sums 5.5e-3 in bfloat16, 7e-4 in fl
 models are held to float32's rounding, for the RMS norms of many families compute in float32 whatever comes in.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +32,8 @@ _KEY_TOLERANCE = {torch.float64: 1e-5, torch.float32: 1e-3, torch.float16: 1e-2,
 # order of summation: at most 7e-7 was seen, on the tiny random models and on the 135M one.
 _LOGIT_TOLERANCE = {torch.float64: 2e-6, torch.float32: 2e-5, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
+# Numbers that are compared at a time: 4 MB in float32.
+_COMPARED = 1 << 20
 # Numbers of a weight that are converted at a time.
 _NUMBERS = 1 << 24
 
@@ -69,7 +72,7 @@ def check_sums(view: ModelView, activations: Activations, position: int) -> None
         UnsupportedModelError: naming the layer and the sum that does not hold.
     """
     warn_of_faults(view.model)
-    _require(view, [one for layer in view.layers for one in _sums_of_block(view, layer, activations, position)])
+    _require(view, (one for layer in view.layers for one in _sums_of_block(view, layer, activations, position)))
 
 
 def check_readout(view: ModelView, ours: Float[Tensor, " vocab"], theirs: Float[Tensor, " vocab"]) -> None:
@@ -187,18 +190,19 @@ def check_coefficients(
         UnsupportedModelError: if they are not.
     """
     size = None if among is None else among.abs().max()
-    _require(view, [_equality(layer, what, computed, seen, _KEY_TOLERANCE[view.dtype], size)])
+    _require(view, [Equality(layer, what, computed, seen, _KEY_TOLERANCE[view.dtype], size)])
 
 
 @dataclass(frozen=True)
 class Equality:
-    """Two tensors that are to be the same: by how much they differ, and what that is measured by, prompt by prompt."""
+    """Two tensors that are to be the same, each prompt's by its own measure."""
 
     layer: int
     what: str  # is wrong where they are not
-    errors: Float[Tensor, " batch"]
-    sizes: Float[Tensor, " batch"]
-    tolerance: float
+    ours: Float[Tensor, "batch *rest"]
+    theirs: Float[Tensor, "batch *rest"]
+    tolerance: float  # of the size of a prompt's own entries in `theirs`, or of `size` where that is more
+    size: Float[Tensor, " *batch"] | None = None
 
 
 def _sums_of_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
@@ -220,12 +224,12 @@ def _sums_of_block(view: ModelView, layer: Layer, activations: Activations, posi
     if layer.has_ffn and layer.reads_mid("mlp"):
         mid = activations.residual(number, "mlp", position)
         if first:
-            yield _equality(number, f"resid_pre + {'_out + '.join(first)}_out is not resid_mid", parts, mid, tolerance)
+            yield Equality(number, f"resid_pre + {'_out + '.join(first)}_out is not resid_mid", parts, mid, tolerance)
         parts = mid
     if layer.has_ffn:
         parts = parts + activations.output(number, "mlp", position)
     what = "its sublayers' outputs do not add up to the residual stream after it"
-    yield _equality(number, what, parts, after, tolerance)
+    yield Equality(number, what, parts, after, tolerance)
     if layer.has_attn:
         yield from _sum_of_heads(view, layer, activations, position)
     if layer.has_ffn:
@@ -251,7 +255,7 @@ def _sum_of_heads(view: ModelView, layer: Layer, activations: Activations, posit
     expected = activations.output(number, "attn", position)
     size = _sizes(z, attention.rows.lengths, out.shape[-1]) * _stretches(attention.passage, scale).to(z)
     what = "its heads do not add up to its attention output"
-    yield _equality(number, what, out, expected, sum_tolerance(view), size)
+    yield Equality(number, what, out, expected, sum_tolerance(view), size)
 
 
 def check_sources(view: ModelView, activations: Activations, layer: int, positions: Positions) -> None:
@@ -307,7 +311,7 @@ def _sum_of_neurons(view: ModelView, layer: Layer, activations: Activations, pos
     out = ffn.passage.carry(out, scale) + ffn.passage.carry_bias(_or_zero(ffn.b_out, out), scale)
     size = _sizes(m, ffn.rows.lengths, out.shape[-1]) * _stretches(ffn.passage, scale).to(m)
     what = "its FFN neurons do not add up to its FFN output"
-    yield _equality(number, what, out, expected, sum_tolerance(view), size)
+    yield Equality(number, what, out, expected, sum_tolerance(view), size)
 
 
 def check_experts(view: ModelView, activations: Activations, layer: int, positions: Positions, routed: Routed) -> None:
@@ -334,7 +338,7 @@ def _sum_of_experts(
     out = mixture.passage.carry(out, scale) + mixture.passage.carry_bias(_or_zero(routed.bias, out), scale)
     size = squares.sqrt() * _stretches(mixture.passage, scale).to(squares)
     what = "its experts' neurons do not add up to its FFN output"
-    return _equality(layer, what, out, expected, sum_tolerance(view), size)
+    return Equality(layer, what, out, expected, sum_tolerance(view), size)
 
 
 def _or_zero(bias: Tensor | None, like: Tensor) -> Tensor:
@@ -357,41 +361,71 @@ def _stretches(passage: Passage, scale: Float[Tensor, "batch *rest"] | None) -> 
     return torch.tensor([passage.stretch(one) for one in ([None] if scale is None else scale)])
 
 
-def _equality(
-    layer: int,
-    what: str,
-    ours: Float[Tensor, "batch *rest"],
-    theirs: Float[Tensor, "batch *rest"],
-    tolerance: float,
-    size: Float[Tensor, " *batch"] | None = None,
-) -> Equality:
-    """Two tensors that are to be the same, each prompt's by the size of its own entries, or `size` if that is more."""
-    if not theirs.numel():  # no positions
-        return Equality(layer, what, theirs.new_zeros(1), theirs.new_zeros(1), tolerance)
-    sizes = theirs.flatten(1).abs().amax(1)
-    sizes = sizes if size is None else torch.maximum(sizes, size.to(sizes))
-    return Equality(layer, what, (ours - theirs).flatten(1).abs().amax(1), sizes, tolerance)
-
-
-def _require(view: ModelView, equalities: Sequence[Equality]) -> None:
+def _require(view: ModelView, equalities: Iterable[Equality]) -> None:
     """Raise unless all hold; an accelerator is waited for once."""
-    if not equalities:
+    measured: list[Measured] = []
+    waiting: list[Equality] = []
+    numbers = 0
+    for one in equalities:
+        waiting.append(one)
+        numbers += one.theirs.numel()
+        if numbers > _COMPARED:
+            measured += _measured(waiting)
+            waiting, numbers = [], 0
+    measured += _measured(waiting)
+    if not measured:
         return
-    counts = torch.tensor([len(one.errors) for one in equalities])
-    tolerances = torch.tensor([one.tolerance for one in equalities], dtype=torch.float64).repeat_interleave(counts)
-    errors, sizes = (torch.cat([getattr(one, each) for one in equalities]) for each in ("errors", "sizes"))
+    errors, sizes = torch.cat([one.errors for one in measured]), torch.cat([one.sizes for one in measured])
+    counts = torch.tensor([len(one.errors) for one in measured])
+    tolerances = torch.tensor([one.tolerance for one in measured], dtype=torch.float64).repeat_interleave(counts)
     if (errors <= tolerances.to(errors) * sizes).all():
         return
-    for one in equalities:
-        held = one.errors <= one.tolerance * one.sizes
+    for each in measured:
+        held = each.errors <= each.tolerance * each.sizes
         if not held.all():
             worst = int(torch.nonzero(~held)[0])
             raise UnsupportedModelError(
-                f"{view.name}: layer {one.layer} cannot be decomposed exactly: {one.what} (off by "
-                f"{float(one.errors[worst]):.2g} where entries reach {float(one.sizes[worst]):.2g}), so it holds "
+                f"{view.name}: layer {each.layer} cannot be decomposed exactly: {each.what} (off by "
+                f"{float(each.errors[worst]):.2g} where entries reach {float(each.sizes[worst]):.2g}), so it holds "
                 "something that is not covered (a norm after the addition, a hook that edits activations, a sublayer "
                 "of another kind)."
             )
+
+
+@dataclass(frozen=True)
+class Measured:
+    """By how much two tensors differ, and what that is measured by, prompt by prompt."""
+
+    layer: int
+    what: str
+    tolerance: float
+    errors: Float[Tensor, " batch"]
+    sizes: Float[Tensor, " batch"]
+
+
+def _measured(equalities: Sequence[Equality]) -> list[Measured]:
+    """Each equality's errors and sizes, in order; those of one shape are compared together."""
+    alike: dict[tuple[Any, ...], list[int]] = {}
+    for number, one in enumerate(equalities):
+        kind = (one.theirs.shape, one.theirs.dtype, one.theirs.device, one.size is None)
+        alike.setdefault(kind, []).append(number)
+    found: dict[int, Measured] = {}
+    for numbers in alike.values():
+        chosen = [equalities[number] for number in numbers]
+        errors, sizes = _differences(chosen)
+        for number, one, error, size in zip(numbers, chosen, errors, sizes, strict=True):
+            found[number] = Measured(one.layer, one.what, one.tolerance, error, size)
+    return [found[number] for number in range(len(equalities))]
+
+
+def _differences(alike: Sequence[Equality]) -> tuple[Float[Tensor, "n batch"], Float[Tensor, "n batch"]]:
+    """The largest difference of each prompt of each equality, and the largest entry, or the equality's own size."""
+    ours, theirs = torch.stack([one.ours for one in alike]), torch.stack([one.theirs for one in alike])
+    if not theirs.numel():  # no positions
+        return theirs.new_zeros(len(alike), 1), theirs.new_zeros(len(alike), 1)
+    errors, sizes = (ours - theirs).flatten(2).abs().amax(2), theirs.flatten(2).abs().amax(2)
+    given = [one.size.expand(sizes.shape[1]) for one in alike if one.size is not None]
+    return errors, torch.maximum(sizes, torch.stack(given).to(sizes)) if given else sizes
 
 
 def _require_finite(view: ModelView, layer: int, position: int | None) -> None:

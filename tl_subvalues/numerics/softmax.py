@@ -199,12 +199,12 @@ class Softmax:
         n, size = len(lin), self.block_sizes[0]
         rows, site = self._rows(lin), padded(site, size)
         total = torch.zeros(len(rows), dtype=torch.float64, device=lin.device)
-        spans = [slice(start, start + size) for start in range(0, len(rows), size)]
-        sites = [site[at] if (site[at] != site[at.start]).any() else site[at][:1] for at in spans]
+        sites = [own if (own != own[0]).any() else own[:1] for own in site.split(size)]
+        spans = list(zip(rows.split(size), sites, total.split(size), strict=True))
         for words, W in self.blocks():
             p_words = p[:, words]
-            for at, own in zip(spans, sites, strict=True):
-                total[at] += (rows[at] @ W).expm1_().mul_(p_words[own]).sum(-1)
+            for vectors, own, sums in spans:
+                sums += (vectors @ W).expm1_().mul_(p_words[own]).sum(-1)
         return total[:n]
 
     def log_mean_exp_of_multiples(
