@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from helpers import zoo
@@ -42,6 +43,17 @@ def test_a_device_map(tmp_path: Path) -> None:
     assert ours["label"].tolist() == theirs["label"].tolist()
     with pytest.raises(ValueError, match="not both"):
         models.load_model(str(tmp_path), device="cpu", device_map="auto")
+
+
+def test_a_device_or_a_dtype_that_there_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is named, and no file blamed; a name where a model is needed says how to load it."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=r"device is what torch.device takes .*, got 'gpu'"):
+        tlsv.load_model(str(tmp_path), device="gpu")
+    with pytest.raises(ValueError, match=r"dtype is one of torch's, as torch.float32, got 'half'"):
+        tlsv.load_model(str(tmp_path), dtype="half")  # type: ignore[arg-type]
+    with pytest.raises(tlsv.UnsupportedModelError, match=r"load it first: tlsv.load_model\('gpt2'\)"):
+        tlsv.trace("gpt2", "One", " two")
 
 
 LLAMAS = ["meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-13b-hf"]

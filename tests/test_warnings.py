@@ -3,6 +3,7 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,21 @@ def test_a_space_that_is_not_missing(tmp_path: Path) -> None:
         assert said(lambda target=target: tlsv.trace(model, PROMPT, target), tlsv.LeadingSpaceWarning) == []
     model = spoken(zoo.model("llama"), "ab", " ab", tmp_path / "b")
     assert said(lambda: tlsv.trace(model, PROMPT, "ab"), tlsv.LeadingSpaceWarning) == []
+
+
+@pytest.mark.slow
+@pytest.mark.real_model
+def test_a_prompt_that_ends_with_the_space() -> None:
+    """Where the target has one too; not for a target without, nor in the middle of a prompt."""
+    model = tlsv.load_model(device="cpu")
+
+    def sentences(prompt: str, target: str, **more: Any) -> list[str]:
+        return said(lambda: tlsv.trace(model, prompt, target, **more), tlsv.LeadingSpaceWarning)
+
+    (sentence,) = sentences("The capital of France is ", " Paris")
+    assert sentence.startswith("the prompt ends with a space, and the target ' Paris' begins with one")
+    assert sentences("The capital of France is", " Paris") == []
+    assert sentences("The capital of France is ", " Paris", position=-2) == []
 
 
 def test_another_model_has_its_category(monkeypatch: pytest.MonkeyPatch) -> None:

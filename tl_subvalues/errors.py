@@ -30,7 +30,7 @@ class OtherModelWarning(SubvaluesWarning):
 
 
 class LeadingSpaceWarning(SubvaluesWarning):
-    """A target without its leading space, where the word with one is far likelier."""
+    """A target without its leading space, where the word with one is far likelier; or a prompt that ends with it."""
 
 
 def shown(text: Any, limit: int = 200) -> str:

@@ -55,6 +55,13 @@ def load_model(
     """
     if device is not None and device_map is not None:
         raise ValueError("pass device or device_map, not both: device_map says itself where every layer goes.")
+    if device is not None:
+        try:
+            torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise ValueError(f"device is what torch.device takes (cpu, cuda:1, mps, …), got {device!r}.") from error
+    if not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype is one of torch's, as torch.float32, got {dtype!r}.")
     model = _loaded(name, device, dtype, device_map, watched() if show_progress is None else show_progress)
     remember(model, name, device, dtype, device_map)
     return model

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tl_subvalues.errors import SubvaluesWarning, UnsupportedModelError
+from tl_subvalues.errors import SubvaluesWarning, UnsupportedModelError, shown_value
 
 # The oldest and the newest release that the tests ran with.
 TESTED = ((2, 18), (4, 3))
@@ -117,7 +117,11 @@ def require_traceable(model: Any) -> None:
     if not is_bridge(model) and not is_hooked(model):
         raise UnsupportedModelError(
             f"expected a TransformerLens model (TransformerBridge or HookedTransformer), got {type(model).__name__}; "
-            "boot a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
+            + (
+                f"load it first: tlsv.load_model({shown_value(model)})."
+                if isinstance(model, str)
+                else "boot a Hugging Face model with TransformerBridge.boot_transformers(name, hf_model=model)."
+            )
         )
     blocks = model._modules.get("blocks")
     if not isinstance(blocks, torch.nn.ModuleList) or len(blocks) == 0:

@@ -234,4 +234,4 @@ def not_one_token(
     for other in (f" {target}", target.strip()):
         if other != target and other and len(found := encode(other)) == 1:
             return f"{message}: {other!r} is one token ({found[0]})."
-    return f"{message}: pass one of the pieces or its id."
+    return f"{message}: pass one of the pieces (in Python, its id will do)."

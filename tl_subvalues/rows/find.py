@@ -46,7 +46,7 @@ def find(
         Columns label, layer, then neuron (with experts: expert, neuron) or head, dim; word and token_id, the one of the
         words that the row writes most; value, its value by the reading; rank, how many words of the row's come before
         it, plus one, counted from the bottom for `largest=False`. With an adaptive softmax the rank is among the words
-        of the band that the column `band` names. The highest value first.
+        of the band that the column `band` names. The highest value first, for `largest=False` the lowest.
 
     Raises:
         ValueError: for a word of no or several tokens, or one that the vocabulary lacks; for other arguments.

@@ -20,7 +20,7 @@ from tl_subvalues.files import UNFINISHED, for_one_run, settings_metadata, setti
 from tl_subvalues.paths import named_path
 
 _SETTINGS = "settings.json"
-_BEFORE = "parquet"  # what parts were until 0.1.0: not read, and removed with the others
+_BEFORE = "parquet"  # what parts once were: not read, and removed with the others
 # Columns whose values come again and again, the only ones that a dictionary makes smaller.
 _REPEATED = ["side", "tokens.list.element"]
 

@@ -100,7 +100,10 @@ def good_facts(
         yield fact
     if bad and on_error == "stop":
         more = f" (and {bad - _SHOWN} more)" if bad > _SHOWN else ""
-        raise ValueError(f"{'; '.join(problems)}{more}; mend these rows, or leave them out by on_error='skip'.")
+        raise ValueError(
+            f"{'; '.join(problems)}{more}; mend these rows, or leave them out by on_error='skip' (in a terminal "
+            "--on-error skip)."
+        )
     if len(first) > 1:
         raise ValueError(
             f"{first['log_prob_diff']} has an against and {first['log_prob']} has none: differences and "

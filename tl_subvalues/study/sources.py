@@ -114,6 +114,8 @@ def _table(source: Any) -> _Table:
         name, _, split = source.partition(":")
         hub = _read(source, lambda datasets: datasets.load_dataset(name, split=split or None, streaming=True))
         return _of_dataset(hub, shown(source))
+    if not path.exists():
+        raise FileNotFoundError(f"{shown(source)}: there is no such file.")
     if suffix == ".parquet":
         return _of_parquet(path, shown(source))
     if suffix in _JSON_LINES:

@@ -9,7 +9,7 @@ from tl_subvalues.model_view import ModelView
 from tl_subvalues.readout.readout import Scale
 from tl_subvalues.study.facts import Fact
 from tl_subvalues.tracing.prompt import Question, traces_of_prompts
-from tl_subvalues.tracing.spaces import missing_spaces
+from tl_subvalues.tracing.spaces import misplaced_spaces
 from tl_subvalues.tracing.trace import Trace
 
 
@@ -32,7 +32,7 @@ class Tracer:
         for fact, made in zip(facts, traces, strict=True):
             if self.warned:
                 break
-            if sentences := missing_spaces(made, fact.asked):
+            if sentences := misplaced_spaces(made, fact.asked):
                 self.warned = True
                 said = f"{fact.where}: {sentences[0]} Others are not checked."
                 warnings.warn(said, LeadingSpaceWarning, stacklevel=2)

@@ -19,7 +19,7 @@ from tl_subvalues.readout.asked import REST, asked
 from tl_subvalues.readout.reading import Reading, read_together
 from tl_subvalues.readout.readout import Scale, require_scale
 from tl_subvalues.tracing.prompt import Question, traces_of_prompts
-from tl_subvalues.tracing.spaces import warn_of_missing_spaces
+from tl_subvalues.tracing.spaces import warn_of_misplaced_spaces
 from tl_subvalues.tracing.trace import Trace
 
 
@@ -74,7 +74,7 @@ def trace_batch(
             batch = work[start : start + batch_size]
             for question, made in zip(batch, traces_of_prompts(view, batch, scale), strict=True):
                 traces.append(made)
-                warn_of_missing_spaces(made, question.wanted)
+                warn_of_misplaced_spaces(made, question.wanted)
             shown.update(len(batch))
     return TraceBatch(tuple(traces), batch_size=batch_size)
 

@@ -27,7 +27,7 @@ from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.asked import Asked, asked
 from tl_subvalues.readout.readout import Readout, Scale, log_probs_together, require_scale
 from tl_subvalues.readout.targets import Target
-from tl_subvalues.tracing.spaces import warn_of_missing_spaces
+from tl_subvalues.tracing.spaces import warn_of_misplaced_spaces
 from tl_subvalues.tracing.trace import Trace
 
 
@@ -84,13 +84,13 @@ def trace(
     if cache is None:
         logits, cache = view.run_at(tokens, at)
         made = trace_of_run(view, tokens, wanted, at, scale, cache, logits)
-        warn_of_missing_spaces(made, wanted)
+        warn_of_misplaced_spaces(made, wanted)
         return made
     _require_same_prompt(view, Activations(view, cache), tokens)
     made = trace_of_run(view, tokens, wanted, at, scale, cache, None)
     check_cached_logits(view, Activations(view, cache), at)
     _check_readout_anew(view, tokens)
-    warn_of_missing_spaces(made, wanted)
+    warn_of_misplaced_spaces(made, wanted)
     return made
 
 

@@ -1,4 +1,7 @@
-"""Targets that lack their leading space: most tokenizers keep it in the word, so that another token was asked about."""
+"""Spaces in the wrong place: most tokenizers keep a word's in the word, so that another token was asked about.
+
+A target may lack its leading space, or the prompt have it at its end.
+"""
 
 import math
 import warnings
@@ -14,15 +17,33 @@ from tl_subvalues.tracing.trace import Trace
 _FAR_LIKELIER = 10.0
 
 
-def warn_of_missing_spaces(trace: Trace, wanted: Asked) -> None:
-    """Warn where a target's word was given without its space, and the word with it is far likelier."""
-    for sentence in missing_spaces(trace, wanted):
+def warn_of_misplaced_spaces(trace: Trace, wanted: Asked) -> None:
+    """Warn of each space that is likely to be meant elsewhere."""
+    for sentence in misplaced_spaces(trace, wanted):
         warnings.warn(sentence, LeadingSpaceWarning, stacklevel=3)
 
 
 @no_autocast_no_grad
-def missing_spaces(trace: Trace, wanted: Asked) -> list[str]:
-    """A sentence for each word of the target that lacks a space which it was likely meant to have."""
+def misplaced_spaces(trace: Trace, wanted: Asked) -> list[str]:
+    """A sentence for each space that is likely to be meant elsewhere."""
+    return [*_at_the_end(trace), *_missing(trace, wanted)]
+
+
+def _at_the_end(trace: Trace) -> list[str]:
+    """Of the prompt, where a word of the target brings one along."""
+    view = trace.run.view
+    last, *words = decode_each(view, [int(trace.tokens[trace.position]), *trace.target_ids])
+    spaced = [word for word in words if word.startswith(" ")]
+    if last != " " or not spaced:
+        return []
+    return [
+        f"the prompt ends with a space, and the target {spaced[0]!r} begins with one: a model rarely sees two; leave "
+        "out the prompt's."
+    ]
+
+
+def _missing(trace: Trace, wanted: Asked) -> list[str]:
+    """Of each word of the target that was likely meant to have one."""
     if not wanted.spaced:
         return []
     log_probs = trace.readout.log_probs(trace.run.activations.final_residual(trace.position)[0])
