@@ -14,6 +14,7 @@ from rich.console import Console
 
 import tl_subvalues as tlsv
 from tl_subvalues.command import fact_tables, report, screen, start_up
+from tl_subvalues.labels import NAMES
 from tl_subvalues.study import evaluate as evaluation
 
 pytestmark = pytest.mark.any_release
@@ -158,7 +159,11 @@ def test_no_empty_column_of_what_is_read(tokens: Any) -> None:
     made = report.make_report(tlsv.trace(zoo.model("llama"), tokens, 5), model="tiny", top=3)
     table = made.tables["activations"].assign(token=["", "", ""])
     assert "reads" not in screen._columns(table)
-    assert screen._columns(table.assign(token=["", "w3", ""]))["reads"] == ["", "'w3'", ""]
+    with_tokens = table.assign(token=["", "w3", ""])
+    assert screen._columns(with_tokens)["reads"] == ["", "'w3'", ""]
+    for unit, heading in (("FFN neurons", "at"), (NAMES["head_position"], "reads"), (NAMES["attn_neuron"], "reads")):
+        with_tokens.attrs["unit"] = unit  # effects of what is added at a token, and of what reads it
+        assert screen._columns(with_tokens)[heading] == ["", "'w3'", ""]
 
 
 def test_tables_over_facts_fit_a_terminal(

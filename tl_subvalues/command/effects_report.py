@@ -19,7 +19,9 @@ _RULES = {
     "frozen": "patterns, norms' scales and gates held: what the output consists of",
     "half": "as frozen, with half of a gated neuron's effect through its gate: what the output consists of",
 }
-_SINK = "sink: what is added at an attention sink has large effects that ablations do not bear out"
+_SINK = (
+    "sink: what is added at an attention sink does far more or less than predicted, or the opposite; ablate it to know"
+)
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from tl_subvalues.command.shown import Shown
 from tl_subvalues.errors import shown
+from tl_subvalues.labels import NAMES
 
 _TITLES = {
     "layers": "Sublayers that raise the {measure} most",
@@ -46,6 +47,8 @@ _HEADINGS = {
     "writes": "writes (cosine)",
     "raises": "raises here",
 }
+# Units whose positions are those that they read.
+_READING = (NAMES["head_position"], NAMES["attn_neuron"])
 _FORMS = {
     "coeff.": "{:+.2f}",
     "Δ log p": "{:+.3f}",
@@ -242,4 +245,6 @@ def _columns(table: pd.DataFrame) -> dict[str, list[Any]]:
         columns.pop("reads", None)
     else:
         columns["reads"] = [repr(token) if token else "" for token in columns["reads"]]
+    if table.attrs.get("unit", _READING[0]) not in _READING:  # effects of what is added at a position, not read there
+        columns = {"at" if heading == "reads" else heading: values for heading, values in columns.items()}
     return columns

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 # Positions run together in a batch of ablations; more are no faster a row on two CPU cores.
 _TOKENS = 256
-# A direct effect is made up for where less than this share of it is measured.
+# A direct effect is made up for where less than this share of it is measured, in its direction.
 _MADE_UP_FOR = 0.5
 # Nats, below which a direct effect is too small to tell.
 _SMALL = 0.05
@@ -28,9 +28,10 @@ def ablate_each(trace: "Trace", table: Any) -> pd.DataFrame:
 
     Returns:
         label, direct_effect and total_effect where the table has them, measured_effect (the measure before minus after,
-        in nats), and self_repair: whether later layers make up for the loss, so that less than half of a direct effect
-        of at least 0.05 nats is measured. `attrs`: correlation and rank_correlation of total and measured effects,
-        without rows at attention sinks where the table tells them; together, the measured effect of all at once.
+        in nats), and self_repair: whether, of a direct effect of at least 0.05 nats, less than half is measured in its
+        direction: later layers make up for the loss, or the part does the opposite through others. `attrs`: correlation
+        and rank_correlation of total and measured effects, without rows at attention sinks where the table tells them;
+        together, the measured effect of all at once.
 
     Raises:
         ValueError: as `ablation_hooks`.

@@ -333,8 +333,8 @@ class Trace(Pages):
 
         Returns:
             label (such as L11N1229@0, L11H2@1>3), layer, …, position, token, coefficient where there is one,
-            direct_effect, total_effect, and `sink`: whether the position is an attention sink, whose parts have large
-            effects through norms and patterns that ablations do not bear out.
+            direct_effect, total_effect, and `sink`: whether the position is an attention sink, whose parts may
+            do far more or less than predicted, or the opposite.
 
         Raises:
             UnsupportedModelError: naming a layer that nothing can be led back through.

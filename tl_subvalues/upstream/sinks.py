@@ -2,7 +2,7 @@
 
 At such a position (the first, most often) a few entries of the residual stream are huge from early layers on, and
 everything in it is scaled down by the norms (Sun et al. 2024, arXiv 2402.17762): its parts have large effects through
-norms and patterns that ablations do not bear out.
+norms and patterns, whose size and sign an ablation may not bear out.
 """
 
 import torch

@@ -57,7 +57,7 @@ export function graph(view) {
     "section.card",
     { "aria-label": "graph" },
     h("h2", {}, "What fed what"),
-    h("p.help", {}, `The ${count(nodes.filter((node) => node.kind === "neuron").length)} FFN neurons with the largest effects (●; hollow where attention parks, whose effects ablations seldom bear out), the tokens' embeddings below (■) and the target on top (◆). A line is as wide as its share of what flows into its upper end; `, h("span.swatch.raises", {}), " raises, ", h("span.swatch.lowers", {}), " lowers it. What comes from all other neurons is not drawn: it stands beside a pinned node."),
+    h("p.help", {}, `The ${count(nodes.filter((node) => node.kind === "neuron").length)} FFN neurons with the largest effects (●; hollow where attention parks, whose predicted effects are not to be relied on), the tokens' embeddings below (■) and the target on top (◆). A line is as wide as its share of what flows into its upper end; `, h("span.swatch.raises", {}), " raises, ", h("span.swatch.lowers", {}), " lowers it. What comes from all other neurons is not drawn: it stands beside a pinned node."),
     h("div.controls", {}, h("label", {}, "edges of at least ", said, slider)),
     h("div.scroll", { role: "region", tabindex: 0, "aria-label": "graph, scrolls sideways" }, picture),
   );

@@ -67,7 +67,7 @@ function card(view, id) {
     "article",
     { "data-part": id, "aria-label": `pinned ${id}` },
     h("h3", {}, h(`span.${part.family}`, {}, plain(id)), close),
-    h("p.kind", {}, parts.title(id), part.sink ? "; attention parks here, which ablations seldom bear out" : ""),
+    h("p.kind", {}, parts.title(id), part.sink ? "; attention parks here: predicted effects are not to be relied on" : ""),
     facts.length ? h("dl", {}, facts) : null,
     words(view, id),
     activation(view, id),
