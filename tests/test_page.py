@@ -114,6 +114,20 @@ def test_what_was_asked_and_what_came_out(shown: Page, trace: tlsv.Trace) -> Non
     assert "transformer-lens" in notes
 
 
+def test_sinks_are_marked(chromium: Browser, document: dict[str, Any], tmp_path: Path) -> None:
+    """Rows of total effects where attention parks say so, as tables and graphs do; others do not."""
+    made = copy.deepcopy(document)
+    sinks = made["tables"]["effects"]["columns"]["sink"]["values"]
+    sinks[:] = [number == 1 for number in range(len(sinks))]
+    (tmp_path / "t.html").write_text(page(made), encoding="utf-8")
+    with chromium.page((tmp_path / "t.html").as_uri()) as (shown, _):
+        shown.locator("[role=tab]", has_text="total effect").click()
+        second = labels_of_packed(made["tables"]["effects"])[1]
+        marked = shown.locator("table.rows tbody tr", has=shown.locator("th .help", has_text="sink"))
+        expect(marked).to_have_count(1)
+        expect(marked.locator("button.part")).to_contain_text(second.partition("@")[0])
+
+
 def test_the_sum_of_what_switched_a_neuron_on(shown: Page, trace: tlsv.Trace) -> None:
     """Scores of the first pinned neuron, the others and the bias add up to its coefficient."""
     (first,) = pins(shown)

@@ -85,7 +85,7 @@ function rowsFor(view, name) {
     const id = parts.idOf(row.label);
     const part = parts.get(id);
     const value = Number(name === "effects" ? row.total_effect : row[parts.column]);
-    return { id, value, token: row.token, coefficient: row.coefficient, prob: row.prob_increase, total: name === "effects" ? row.direct_effect : part.total, measured: part.measured };
+    return { id, value, token: row.token, coefficient: row.coefficient, prob: row.prob_increase, total: name === "effects" ? row.direct_effect : part.total, measured: part.measured, sink: name === "effects" && row.sink };
   });
 }
 
@@ -113,7 +113,7 @@ function drawn(view, name, rows, all, largest) {
     return h("th", { scope: "col", "aria-sort": sorted }, h("button.plain", { type: "button", title: hint, "data-key": `sort-${key}`, on: { click: () => state.set({ sort: `${key}:${next}` }) } }, title, h("span", { "aria-hidden": "true" }, sorted === "none" ? "" : sorted === "ascending" ? " ▲" : " ▼")));
   };
   const cell = (row, [key]) => {
-    if (key === "id") return h("th", { scope: "row" }, view.named(row.id));
+    if (key === "id") return h("th", { scope: "row" }, view.named(row.id), row.sink ? h("span.help", { title: "attention parks here: predicted effects are not to be relied on" }, " sink") : "");
     if (key === "token") return h("td", {}, row.token === "" || row.token === null ? "" : h("span.token", {}, visible(row.token)));
     if (key === "value") return h("td.number", {}, bar(row.value, largest), " ", signed(row.value));
     return h("td.number", {}, row[key] === undefined || row[key] === null ? "" : signed(row[key]));
