@@ -314,3 +314,18 @@ def test_positions_and_neurons_out_of_range_are_refused(models, batch):
     for neuron_slice in (48, -49, [0, 48]):
         with pytest.raises(ValueError, match=r"neuron -?4[89] is out of range"):
             tlsv.ffn_subvalues(model, cache, 1, neuron_slice=neuron_slice)
+
+
+@pytest.mark.any_release
+def test_sources_that_a_pattern_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Up to the query, or to the last position that any head sees; of several layers, the most."""
+    run = tlsv.trace(zoo.model("llama"), torch.arange(3, 10), 5, position=2).run
+    assert (run.n_sources(0), run.n_sources(0, 1), run.n_sources()) == (3, 3, 3)
+    patterns = torch.zeros(2, 1, 4, 7)
+    patterns[0, 0, :, 1] = 1.0
+    patterns[1, 0, 3, 5] = 0.5
+    patterns[1, 0, 2, 4] = 0.5
+    monkeypatch.setattr(run.activations, "pattern", lambda layer, position: patterns[layer])
+    assert (run.n_sources(0), run.n_sources(1), run.n_sources(0, 1)) == (3, 6, 6)
+    patterns[1, 0, 0, 6] = torch.nan  # what is no number is seen
+    assert run.n_sources(1) == 7
