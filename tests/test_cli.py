@@ -211,6 +211,19 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert "0." in capsys.readouterr().out
 
 
+def test_a_prompt_without_its_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line says what is missing."""
+    assert run("trace", "The", "capital", "of") == 2
+    assert "(capital of); put a text of several words in quotes." in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_as_a_module() -> None:
+    """`python -m tl_subvalues` is the command."""
+    done = subprocess.run([sys.executable, "-m", "tl_subvalues", "--version"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.startswith("tl-subvalues")) == (0, True)
+
+
 @pytest.mark.each_release
 @pytest.mark.slow
 def test_the_installed_program(folder: Path) -> None:

@@ -133,7 +133,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         say("stopped.")
         sys.exit(130)
     except click.ClickException as error:
-        _fail(error.format_message(), session)
+        message = error.format_message()
+        if "unexpected extra argument" in message:
+            message = f"{message.rstrip('.')}; put a text of several words in quotes."
+        _fail(message, session)
     except (ValueError, KeyError, OSError, ImportError, RuntimeError, TypeError) as error:
         _fail(first_line(error), session)  # RuntimeError: what torch raises when memory runs out
     except Exception as error:  # a mistake of ours, or another library's
