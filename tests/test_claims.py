@@ -18,7 +18,7 @@ import tl_subvalues as tlsv
 from tl_subvalues.decomposition.components import written
 
 pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
-CLAIMS = ("a_sums", "b_curves", "c_scores", "c_settings", "d_activation", "e_capital", "f_knock_out")
+CLAIMS = ("a_sums", "b_curves", "c_scores", "c_settings", "c_rankings", "d_activation", "e_capital", "f_knock_out")
 FACT = pd.Series({"kind": "capital", "prompt": "The capital of France is", "target": "Paris", "country": "France"})
 
 
@@ -66,6 +66,7 @@ def test_curves(script: Any, trace: tlsv.Trace) -> None:
     assert found["layers_rising_log_prob"] == found["layers_rising_prob"] == (values[1:] > values[:-1]).mean()
 
 
+@pytest.mark.slow
 def test_scores(script: Any, trace: tlsv.Trace) -> None:
     """What a ranking's top ten do when they are ablated, and the difference of the two increases."""
     found = script("c_scores").work("taught", trace, FACT)
@@ -74,6 +75,7 @@ def test_scores(script: Any, trace: tlsv.Trace) -> None:
     assert found["ahead_10"] == found["prob_increase_10"] - found["log_prob_increase_10"]
 
 
+@pytest.mark.slow
 def test_other_choices(script: Any, trace: tlsv.Trace) -> None:
     """Each choice is another ablation or ranking; damage is to other facts' answers, and none of a prompt's own."""
     module = script("c_settings")
@@ -93,6 +95,25 @@ def test_other_choices(script: Any, trace: tlsv.Trace) -> None:
         its = tlsv.trace(trace.model, other["prompt"], other["target"])
         lost.append(its.log_prob - its.ablate(top)["log_prob_after"])
     assert found["damage_prob_increase"] == pytest.approx(np.mean(lost), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_every_ranking(script: Any, trace: tlsv.Trace) -> None:
+    """What ablating by each does, and to others' answers: of several prompts at once as of each alone."""
+    module = script("c_rankings")
+    found = module.work("taught", trace, FACT)
+    assert {name.rpartition("_")[0] for name in found} == {*tlsv.RANKINGS} - {"norm", "coefficient"}
+    rest = module.others("taught", FACT)
+    assert rest["prompt"].str.split().str.len().nunique() > 1
+    for ranking, k in (("integrated_gradients", 10), ("head_log_prob_increase", 3)):
+        top = tlsv.RANKINGS[ranking].top(trace, k)
+        assert found[f"{ranking}_{k}"] == pytest.approx(trace.ablate(top)["log_prob_after"] - trace.log_prob, abs=1e-6)
+        lost = []
+        for _, other in rest.iterrows():
+            its = tlsv.trace(trace.model, other["prompt"], other["target"])
+            lost.append(its.log_prob - its.ablate(top)["log_prob_after"])
+        assert found[f"{ranking}_others"] == pytest.approx(np.mean(lost), abs=1e-4)
+    assert "total_effect_gradient_others" not in found  # neurons at positions, which other prompts have not
 
 
 def test_activation(script: Any, trace: tlsv.Trace) -> None:
@@ -160,8 +181,13 @@ def test_a_run_resumes_and_is_checked(script: Any, tmp_path: Path, monkeypatch: 
     assert len(first) == len(calls) == 3
     record = tmp_path / "b.taught.record.jsonl"
     record.write_text(record.read_text()[:-20])
+    (tmp_path / "b.csv").unlink()
     again = run("--facts", "4")
     assert len(calls) == 2
+    record.unlink()  # as on another machine, which has the table alone
+    assert len(run("--facts", "5")) == 5
+    assert len(calls) == 1
+    again = run("--facts", "4")
     pd.testing.assert_frame_equal(again.head(3), first)
     assert len(run("--facts", "4", "--minutes", "0")) == 4
     assert calls == []
@@ -191,7 +217,8 @@ def test_the_page_s_figures_are_the_tables(script: Any) -> None:
     text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.with_tables(text) == text
     prose = text
-    for claim in CLAIMS:
+    assert {*tables.CLAIMS, "c_rankings"} == set(CLAIMS)
+    for claim in tables.CLAIMS:
         block = f"<!-- {claim} -->\n{tables.table(claim)}\n<!-- end -->"
         assert block in text
         prose = prose.replace(block, "")
@@ -204,6 +231,21 @@ def test_the_page_s_figures_are_the_tables(script: Any) -> None:
 
 
 @pytest.mark.slow
+def test_every_ranking_is_on_its_page(script: Any) -> None:
+    """As the CSV has it, and all that it has."""
+    tables = script("tables")
+    text = tables.RANKINGS_PAGE.read_text(encoding="utf-8")
+    assert tables.with_tables(text) == text
+    columns = set(pd.read_csv(tables.HERE / "c_rankings.csv").columns) - {"model", "kind", "prompt", "target"}
+    shown = set()
+    for block, (ks, names) in tables.RANKED.items():
+        assert f"<!-- {block} -->\n{tables.ranked(block)}\n<!-- end -->" in text
+        shown |= {f"{name}_{k}" for name in names for k in (*ks, "others")}
+    assert columns <= shown
+    assert {name.rpartition("_")[0] for name in shown} == {*tlsv.RANKINGS} - {"norm", "coefficient"}
+
+
+@pytest.mark.slow
 def test_some_facts_again(script: Any) -> None:
     """Of the taught model, which needs nothing fetched: what is in the CSVs comes out again."""
     common = script("common")
@@ -211,7 +253,8 @@ def test_some_facts_again(script: Any) -> None:
         module = script(claim)
         table = pd.read_csv(common.HERE / f"{claim}.csv")
         facts = common.capitals_of if claim == "e_capital" else common.facts_of
-        assert common.again(table, 3, ["taught"], module.work, facts) < 2 * common.AGAIN
+        number = 1 if claim == "c_rankings" else 3
+        assert common.again(table, number, ["taught"], module.work, facts) < 2 * common.AGAIN
 
 
 def test_a_record_s_lines_are_facts(script: Any, tmp_path: Path) -> None:

@@ -19,35 +19,22 @@ norm's scale held, is compared with the same under one other choice at a time:
     python demos/claims/c_settings.py [--models ...] [--facts N] [--minutes M] [--check N]
 """
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
 import torch
-from common import facts_of, run
+from common import OTHERS, others, run
 
 import tl_subvalues as tlsv
 
-NEURONS, HEADS, OTHERS = 10, 3, 4
+NEURONS, HEADS = 10, 3
 INCREASES = ("log_prob_increase", "prob_increase")
 RANKINGS = (*INCREASES, "gradient_times_activation", "random")
-# By what the total effect by gradient is called there: at the trace's position for FFN neurons, everywhere for others.
+# How many of a unit, what its rankings begin with, and which of them is the total effect by gradient.
 OF_UNIT = {
     "attn_neurons": (NEURONS, "attn_neuron_", "attn_neuron_total_effect_gradient"),
     "heads": (HEADS, "head_", "head_total_effect_gradient"),
 }
-
-
-@functools.cache
-def dealt(name: str) -> pd.DataFrame:
-    """A model's answered facts, in their order."""
-    return facts_of(name)
-
-
-def others(name: str, fact: pd.Series) -> pd.DataFrame:
-    """The first facts of the deal that ask for another answer: what must not be damaged, and what means are over."""
-    facts = dealt(name)
-    return facts[(facts["target"] != fact["target"]) & (facts["prompt"] != fact["prompt"])].head(OTHERS)
 
 
 def without_the_last_layer(trace: tlsv.Trace, ranking: str, k: int) -> list[str]:

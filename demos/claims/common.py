@@ -1,6 +1,7 @@
 """What the experiments share: models, facts, a record that resumes, a CSV with one row for each fact, intervals."""
 
 import argparse
+import functools
 import json
 import sys
 import time
@@ -17,6 +18,7 @@ HERE = Path(__file__).parent
 DEMOS = HERE.parent
 SEED = 0
 RESAMPLES = 1000
+OTHERS = 4  # facts that a fact is compared with
 MODELS = ("smollm2", "gemma", "taught")
 KEY = ["model", "kind", "prompt", "target"]
 # Any fact's numbers may differ by this when they are computed again, on another machine too.
@@ -54,6 +56,18 @@ def facts_of(name: str) -> pd.DataFrame:
     return facts.assign(turn=turn).sort_values(["turn", "kind"], kind="stable").reset_index(drop=True)
 
 
+@functools.cache
+def dealt(name: str) -> pd.DataFrame:
+    """A model's answered facts, in their order."""
+    return facts_of(name)
+
+
+def others(name: str, fact: pd.Series) -> pd.DataFrame:
+    """The first facts of the deal that ask for another answer: what must not be damaged, and what means are over."""
+    facts = dealt(name)
+    return facts[(facts["target"] != fact["target"]) & (facts["prompt"] != fact["prompt"])].head(OTHERS)
+
+
 def capitals_of(name: str) -> pd.DataFrame:
     """Of these, capitals of countries whose row is in countries.csv, with that row's columns."""
     facts = facts_of(name)
@@ -75,10 +89,16 @@ def recorded(path: Path) -> dict[str, dict[str, Any]]:
     return done
 
 
+def tabled(path: Path, name: str) -> dict[str, dict[str, Any]]:
+    """What a CSV has of a model, by fact, as a record holds it."""
+    rows = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=KEY)
+    return {json.dumps([row[key] for key in KEY]): row for row in rows[rows["model"] == name].to_dict("records")}
+
+
 def worked(claim: str, name: str, facts: pd.DataFrame, work: Work, until: float) -> Iterator[dict[str, Any]]:
-    """One row for each fact, from the record or anew, until the time is up."""
+    """One row for each fact, from the table, the record or anew, until the time is up."""
     path = HERE / f"{claim}.{name}.record.jsonl"
-    done, model = recorded(path), None
+    done, model = {**tabled(HERE / f"{claim}.csv", name), **recorded(path)}, None
     for _, fact in facts.iterrows():
         key = {"model": name, **{column: fact[column] for column in KEY[1:]}}
         row = done.get(json.dumps(list(key.values())))

@@ -1,20 +1,20 @@
-"""The tables of docs/paper.md, from the CSVs beside this script.
+"""The tables of docs/paper.md and of docs/evaluation.md that are made of the CSVs beside this script.
 
-Means over facts with 95% bootstrap intervals (a to b), or, of fewer than eight facts, with their range [a to b].
+Means over facts with 95% bootstrap intervals (a to b), or, of fewer than eight facts, with their range [a to b]. Where
+all rankings stand beside each other, the interval is ± its half.
 
     python demos/claims/tables.py
 
-Rewrites what stands between `<!-- CLAIM -->` and `<!-- end -->` on the page. A fact without a number (a prompt without
+Rewrites what stands between `<!-- CLAIM -->` and `<!-- end -->` on the pages. A fact without a number (a prompt without
 the word "capital", say) is left out of that row's mean.
 """
 
 import re
-from pathlib import Path
 
 import pandas as pd
 from common import DEMOS, HERE, MODELS, interval
 
-PAGE = DEMOS.parent / "docs" / "paper.md"
+PAGE, RANKINGS_PAGE = (DEMOS.parent / "docs" / name for name in ("paper.md", "evaluation.md"))
 NAMES = {"smollm2": "SmolLM2-135M", "gemma": "Gemma 3 270M", "taught": "taught B&A"}
 FEW = 8  # facts, below which a bootstrap says less than their range
 CLAIMS = {
@@ -105,6 +105,91 @@ CLAIMS = {
 }
 
 
+# Blocks of docs/evaluation.md: the rankings of a unit by name, and how many parts are ablated.
+RULES = ("gradient", "half", "frozen")
+RANKED = {
+    "c_rankings neurons": (
+        (10, 50),
+        {
+            "log_prob_increase": "log-probability increase",
+            "prob_increase": "probability increase",
+            "direct_logit_attribution": "direct logit attribution",
+            "coefficient_times_norm": "length",
+            "gradient_times_activation": "total effect at the last position (gradient)",
+            "total_effect_half_last": "the same (half)",
+            "total_effect_frozen_last": "the same (frozen)",
+            "integrated_gradients_last": "integrated gradients at the last position",
+            "total_effect_gradient_summed": "total effect over all positions (gradient)",
+            "total_effect_half_summed": "the same (half)",
+            "total_effect_frozen_summed": "the same (frozen)",
+            "integrated_gradients": "integrated gradients over all positions",
+            "random": "random",
+        },
+    ),
+    "c_rankings neurons at positions": (
+        (10, 50),
+        {
+            **{f"total_effect_{rule}": f"total effect ({rule})" for rule in RULES},
+            "integrated_gradients_at_positions": "integrated gradients",
+        },
+    ),
+    "c_rankings attention neurons": (
+        (10, 50),
+        {
+            "attn_neuron_log_prob_increase": "log-probability increase",
+            "attn_neuron_prob_increase": "probability increase",
+            **{f"attn_neuron_total_effect_{rule}": f"total effect ({rule})" for rule in RULES},
+            "attn_neuron_integrated_gradients": "integrated gradients",
+            "attn_neuron_random": "random",
+        },
+    ),
+    "c_rankings heads": (
+        (3, 10),
+        {
+            "head_log_prob_increase": "log-probability increase",
+            "head_prob_increase": "probability increase",
+            **{f"head_total_effect_{rule}": f"total effect ({rule})" for rule in RULES},
+            "head_integrated_gradients": "integrated gradients",
+            "head_random": "random",
+        },
+    ),
+}
+
+
+# Differences fact by fact, of the block "c_rankings pairs": below zero, the first does more.
+PAIRS = {
+    "10 FFN neurons: probability less log-probability increase": ("prob_increase_10", "log_prob_increase_10"),
+    "50 FFN neurons: the same": ("prob_increase_50", "log_prob_increase_50"),
+    "10 attention neurons: the same": ("attn_neuron_prob_increase_10", "attn_neuron_log_prob_increase_10"),
+    "50 attention neurons: the same": ("attn_neuron_prob_increase_50", "attn_neuron_log_prob_increase_50"),
+    "3 heads: the same": ("head_prob_increase_3", "head_log_prob_increase_3"),
+    "10 heads: the same": ("head_prob_increase_10", "head_log_prob_increase_10"),
+    "10 FFN neurons: total effect at the last position (gradient) less probability increase": (
+        "gradient_times_activation_10",
+        "prob_increase_10",
+    ),
+    "50 FFN neurons: the same two": ("gradient_times_activation_50", "prob_increase_50"),
+    "10 FFN neurons: total effect at the last position (half) less (gradient)": (
+        "total_effect_half_last_10",
+        "gradient_times_activation_10",
+    ),
+    "50 FFN neurons: half less gradient": ("total_effect_half_last_50", "gradient_times_activation_50"),
+    "10 attention neurons: half less gradient": (
+        "attn_neuron_total_effect_half_10",
+        "attn_neuron_total_effect_gradient_10",
+    ),
+    "3 heads: total effect (gradient) less log-probability increase": (
+        "head_total_effect_gradient_3",
+        "head_log_prob_increase_3",
+    ),
+    "3 heads: total effect (half) less log-probability increase": (
+        "head_total_effect_half_3",
+        "head_log_prob_increase_3",
+    ),
+    "10 heads: total effect (frozen) less (gradient)": ("head_total_effect_frozen_10", "head_total_effect_gradient_10"),
+}
+
+
 def number(value: float) -> str:
     """Two decimals, or one digit of what would be lost in them."""
     return f"{value:.2f}" if abs(value) >= 0.05 or value == 0 else f"{value:.1g}"
@@ -132,17 +217,56 @@ def table(claim: str) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def ranked(block: str) -> str:
+    """One row a ranking; of each model what is lost without its first parts, few and many, and what others lose."""
+    ks, names = RANKED[block]
+    rows = pd.read_csv(HERE / "c_rankings.csv")
+    groups = {name: group for name, group in rows.groupby("model", sort=False) if len(group) >= FEW}
+    measures = [*map(str, ks), *["others"] * (f"{next(iter(names))}_others" in rows)]
+    head = ["", *(f"{NAMES[name]}, {measure}" for name in groups for measure in measures)]
+    lines = [head, ["---"] * len(head)]
+    for ranking, meaning in names.items():
+        columns = [f"{ranking}_{measure}" for measure in measures]
+        lines.append([meaning, *(plus_minus(group[column]) for group in groups.values() for column in columns)])
+    facts = ", ".join(f"{len(group)} of {NAMES[name]}" for name, group in groups.items())
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\nFacts: {facts}."
+
+
+def pairs() -> str:
+    """One row a pair of rankings, one column a model."""
+    rows = pd.read_csv(HERE / "c_rankings.csv")
+    groups = {name: group for name, group in rows.groupby("model", sort=False) if len(group) >= FEW}
+    head = ["", *(f"{NAMES[name]}, {len(group)} facts" for name, group in groups.items())]
+    lines = [head, ["---"] * len(head)]
+    for meaning, (first, second) in PAIRS.items():
+        lines.append([meaning, *(cell(group[first] - group[second]) for group in groups.values())])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def plus_minus(values: pd.Series) -> str:
+    """Mean and half the interval's width."""
+    low, high = interval(values.to_numpy(dtype=float))
+    return f"{number(values.mean())} ± {number((high - low) / 2)}"
+
+
+def blocks() -> dict[str, str]:
+    """Every table, by its name on the pages."""
+    made = {**{claim: table(claim) for claim in CLAIMS}, **{block: ranked(block) for block in RANKED}}
+    return {**made, "c_rankings pairs": pairs()}
+
+
 def with_tables(text: str) -> str:
-    """The page with every table as the CSVs have it."""
-    for claim in CLAIMS:
-        block = f"<!-- {claim} -->\n{table(claim)}\n<!-- end -->"
+    """A page with every table as the CSVs have it."""
+    for claim, made in blocks().items():
+        block = f"<!-- {claim} -->\n{made}\n<!-- end -->"
         text = re.sub(rf"<!-- {claim} -->\n.*?<!-- end -->", lambda _, new=block: new, text, flags=re.DOTALL)
     return text
 
 
-def main(page: Path = PAGE) -> None:
-    """Rewrite the page."""
-    page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+def main() -> None:
+    """Rewrite the pages."""
+    for page in (PAGE, RANKINGS_PAGE):
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
