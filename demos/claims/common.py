@@ -21,8 +21,9 @@ RESAMPLES = 1000
 OTHERS = 4  # facts that a fact is compared with
 MODELS = ("smollm2", "gemma", "taught")
 KEY = ["model", "kind", "prompt", "target"]
-# Any fact's numbers may differ by this when they are computed again, on another machine too.
-AGAIN = 2e-3
+# Any fact's numbers may differ by this when they are computed again, on another machine too; a share of rising steps
+# by one step in a hundred, which is as small as rounding.
+AGAIN, RISING = 2e-3, 0.011
 
 Work = Callable[[str, tlsv.Trace, pd.Series], dict[str, float]]
 
@@ -160,9 +161,11 @@ def again(
             fact["prompt"], fact["target"] = row["prompt"], row["target"]
             found = one(name, model, fact, work)
             for measure, value in found.items():
-                if not np.isclose(value, row[measure], atol=AGAIN, rtol=AGAIN, equal_nan=True):
+                most = RISING if "rising" in measure else AGAIN
+                if not np.isclose(value, row[measure], atol=most, rtol=AGAIN, equal_nan=True):
                     raise SystemExit(f"{name}, {row['prompt']!r}: {measure} was {row[measure]} and is {value}")
-                worst = max(worst, abs(value - row[measure]) if np.isfinite(value) else 0.0)
+                if most == AGAIN and np.isfinite(value):
+                    worst = max(worst, abs(value - row[measure]))
     return worst
 
 
