@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from tl_subvalues.numerics import weight_rows
 from tl_subvalues.numerics.weight_rows import (
     CONVERTED,
     WeightRows,
@@ -41,15 +40,24 @@ def test_rows_of_any_dtype_and_layout(dtype: torch.dtype, transposed: bool, n: i
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
-def test_lengths_are_measured_once(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """In the first sum of rows, or when they are asked for; in float64 for float64 rows."""
+def test_lengths_are_those_of_the_last_sum(dtype: torch.dtype) -> None:
+    """Measured with it, or when they are asked for first; of rows that were written to since, with the next."""
     rows = torch.randn(9, 40).to(dtype).T.contiguous().T
     weights = torch.randn(9, dtype=torch.promote_types(dtype, torch.float32))
     first, second = WeightRows(rows), WeightRows(rows)
-    total = first.sum(weights)
-    monkeypatch.setattr(weight_rows, "row_lengths", None)
+    first.sum(weights)
     assert first.lengths.dtype == weights.dtype
-    torch.testing.assert_close(first.sum(weights), total)
-    monkeypatch.undo()
     torch.testing.assert_close(second.lengths, first.lengths, rtol=1e-6, atol=0)
     assert second.lengths is second.lengths
+    before = first.lengths
+    rows.data.mul_(2.0)
+    assert first.lengths is before
+    first.sum(weights)
+    torch.testing.assert_close(first.lengths, 2 * before, rtol=1e-6, atol=0)
+
+
+def test_no_rows() -> None:
+    """A mixture's idle expert has none."""
+    for rows in (torch.empty(0, 5), torch.empty(5, 0).T, torch.empty(5, 0, dtype=torch.bfloat16).T):
+        total, lengths = sum_and_lengths(torch.empty(2, 0), rows)
+        assert (total.shape, total.abs().sum(), lengths.shape) == ((2, 5), 0, (0,))

@@ -142,7 +142,7 @@ class JoinedSubvalues:
         """Number of each part, group by group."""
         return Numbering(len(group) for group in self.groups)
 
-    @property
+    @cached_property
     def coefficients(self) -> Float[Tensor, " component"]:
         """Coefficients of all parts."""
         return torch.cat([group.coefficients for group in self.groups])

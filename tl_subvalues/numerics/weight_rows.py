@@ -23,20 +23,21 @@ _NUMBERS = 1 << 24
 
 
 class WeightRows:
-    """The rows of one weight. Their lengths are measured once, by themselves or in the first sum of rows."""
+    """The rows of one weight. Every sum measures their lengths anew, for all that asks for them after it.
+
+    Weights may have been written to since, unseen (through `.data`): what a check goes by is of its own time.
+    """
 
     def __init__(self, rows: Shaped[Tensor, "n d_model"]) -> None:
         self.rows = rows
 
     @cached_property
     def lengths(self) -> Float[Tensor, " n"]:
-        """At least the length of each row, in float32 or better."""
+        """At least the length of each row, in float32 or better; measured here only before the first sum."""
         return row_lengths(self.rows, torch.promote_types(self.rows.dtype, torch.float32))
 
     def sum(self, weights: Float[Tensor, "*rest n"]) -> Float[Tensor, "*rest d_model"]:
         """Weights @ rows, in the weights' dtype."""
-        if "lengths" in vars(self) or weights.dtype != torch.promote_types(self.rows.dtype, torch.float32):
-            return weighted_sum(weights, self.rows)
         total, self.lengths = sum_and_lengths(weights, self.rows)
         return total
 
