@@ -16,6 +16,7 @@ from common import DEMOS, HERE, MODELS, interval
 
 PAGE, RANKINGS_PAGE = (DEMOS.parent / "docs" / name for name in ("paper.md", "evaluation.md"))
 NAMES = {"smollm2": "SmolLM2-135M", "gemma": "Gemma 3 270M", "taught": "taught B&A"}
+SHORT = {"smollm2": "SmolLM2", "gemma": "Gemma", "taught": "taught"}  # where there are many columns
 FEW = 8  # facts, below which a bootstrap says less than their range
 CLAIMS = {
     "a_sums": {
@@ -223,7 +224,7 @@ def ranked(block: str) -> str:
     rows = pd.read_csv(HERE / "c_rankings.csv")
     groups = {name: group for name, group in rows.groupby("model", sort=False) if len(group) >= FEW}
     measures = [*map(str, ks), *["others"] * (f"{next(iter(names))}_others" in rows)]
-    head = ["", *(f"{NAMES[name]}, {measure}" for name in groups for measure in measures)]
+    head = ["", *(f"{SHORT[name]}, {measure}" for name in groups for measure in measures)]
     lines = [head, ["---"] * len(head)]
     for ranking, meaning in names.items():
         columns = [f"{ranking}_{measure}" for measure in measures]
