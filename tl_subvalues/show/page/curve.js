@@ -4,7 +4,16 @@ import { h, s } from "./dom.js";
 import { rowsOf } from "./parts.js";
 import { percent, plain, signed } from "./text.js";
 
-const SIZE = { width: 640, height: 190, left: 44, right: 44, top: 10, bottom: 28 };
+const SIZE = { width: 640, height: 190, left: 52, right: 52, top: 10, bottom: 28 };
+
+/** A few round numbers between two. */
+function rounded(low, high) {
+  const least = Math.max(high - low, 1e-9) / 5;
+  const ten = 10 ** Math.floor(Math.log10(least));
+  const step = [1, 2, 5, 10].map((n) => n * ten).find((n) => n >= least);
+  const from = Math.ceil(low / step);
+  return Array.from({ length: Math.floor(high / step) - from + 1 }, (_, i) => Number(((from + i) * step).toPrecision(6)));
+}
 
 export function curve(view) {
   const { data, state } = view;
@@ -19,7 +28,7 @@ export function curve(view) {
   const y = (value) => top + (height - top - bottom) * (1 - (value - low) / Math.max(high - low, 1e-9));
   const yProb = (p) => top + (height - top - bottom) * (1 - p);
   const path = (points) => points.map(([px, py], i) => `${i ? "L" : "M"}${px.toFixed(1)} ${py.toFixed(1)}`).join("");
-  const ticks = [low, low + (high - low) / 2, high];
+  const ticks = rounded(low, high);
   const step = Math.max(1, Math.ceil(rows.length / 12 / 2) * 2);
   const marks = s("g");
   const cursor = s("g.cursor");
@@ -45,7 +54,7 @@ export function curve(view) {
       "aria-valuenow": at,
       "aria-valuetext": said(at),
     },
-    ticks.map((tick) => [s("line.rule", { x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), s("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, signed(tick))]),
+    ticks.map((tick) => [s("line.rule", { x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), s("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(tick).replace("-", "−"))]),
     [0, 0.5, 1].map((tick) => s("text.second", { x: width - right + 6, y: yProb(tick) + 4 }, `${100 * tick} %`)),
     rows.map((row, i) => (i % step === 1 ? s("text", { x: x(i), y: height - 8, "text-anchor": "middle" }, String(row.label).replace(/^(\d+)_.*/, "$1")) : null)),
     s("path.line.probability", { d: path(probs.map((p, i) => [x(i), yProb(p)])) }),

@@ -22,7 +22,7 @@ export function graph(view) {
   const points = [...placed.at].map(([id, spot]) => point(view, id, spot, largest));
   const picture = s(
     "svg.graph",
-    { viewBox: `0 0 ${placed.width} ${placed.height}`, width: placed.width, height: placed.height, role: "group", "aria-label": "graph of neurons; arrow keys move from node to node, Enter pins" },
+    { viewBox: `0 0 ${placed.width} ${placed.height}`, width: placed.width, vars: { "--least": `${Math.round(0.75 * placed.width)}px` }, role: "group", "aria-label": "graph of neurons; arrow keys move from node to node, Enter pins" },
     placed.rules.map(([y, text]) => [s("line.rule", { x1: 40, x2: placed.width, y1: y, y2: y }), s("text", { x: 34, y: y + 4, "text-anchor": "end" }, text)]),
     placed.names.map(([x, text]) => s("text.token-name", { x, y: placed.height - 6, "text-anchor": "middle" }, text)),
     s("g.edges", {}, lines),

@@ -63,7 +63,7 @@ export function grid(view) {
     "section.card",
     { "aria-label": "layers by source positions" },
     h("h2", {}, "Layer by layer"),
-    h("p.help", {}, "Columns are the tokens that attention reads, rows are layers; the last is on top. A square is the head that does most there: ", h("span.swatch.raises", {}), " raises, ", h("span.swatch.lowers", {}), " lowers the target (−). Hover to see what a part is, click to pin it.", shown.length < all ? ` Shown are ${shown.length} of ${count(all)} positions, those that matter most.` : ""),
+    h("p.help", {}, "Columns are the tokens that attention reads, rows are layers; the last is on top. A square is the head that does most there: ", h("span.swatch.raises", {}), " raises, ", h("span.swatch.lowers", {}), " lowers the target (−). On the right, what attention and FFN add in all, and the strongest neuron of a layer where one is among those listed below. Hover to see what a part is, click to pin it.", shown.length < all ? ` Shown are ${shown.length} of ${count(all)} positions, those that matter most.` : ""),
     h("div.scroll", { tabindex: 0, role: "region", "aria-label": "grid, scrolls sideways" }, made),
   );
 }

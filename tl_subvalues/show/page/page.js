@@ -110,7 +110,7 @@ class View {
     const part = this.parts.get(id);
     const facts = [
       part.increase !== undefined && `at once ${signed(part.increase)} nats`,
-      part.total !== undefined && `with all that follows ${signed(part.total)}`,
+      part.total !== undefined && `total effect ${signed(part.total)}`,
       part.coefficient !== undefined && `coefficient ${signed(part.coefficient)}`,
     ].filter(Boolean);
     const words = this.words(id)?.writes.slice(0, 6);

@@ -6,7 +6,7 @@ import { count, percent, plain, signed, visible } from "./text.js";
 
 const FACTS = [
   ["increase", "adds at once (Δ)", "how much adding this one vector, where the model adds it, raises the target's log-probability, in nats"],
-  ["total", "with all that follows", "the same followed through all later layers, by the gradient; foresees what taking it out does"],
+  ["total", "total effect", "the same followed through all later layers, by the gradient, in nats; foresees what taking it out does"],
   ["measured", "measured: lost without it", "the model run again with this part set to zero at the last token: how much the target loses, in nats"],
   ["frozen", "of the output (frozen)", "its share of what the output consists of, with patterns and gates held"],
   ["coefficient", "coefficient", "how strongly, and with which sign, its stored row is added"],
