@@ -37,7 +37,7 @@ def effects_command(
 ) -> None:
     """Show what parts do to a word after PROMPT through all later layers: direct effect beside total effect.
 
-    trace ranks by what a part does at once, and says how much is left in the end; this ranks by what is left.
+    trace ranks by what a part does at once, and shows its total effect beside; this ranks by that effect.
     """
     # Cheap checks first: loading a model takes seconds.
     asked = Question(**options)

@@ -57,7 +57,7 @@ def make_effects_report(
     score, left_out = float(table.attrs["score"]), float(table.attrs["direct_left_out"])
     table.attrs = {"unit": NAMES.get(unit, "embeddings and bias terms"), "rule": rule}
     legend = [
-        "direct: read off at the trace's own position at once; in the end: led through all later layers, in nats",
+        "direct: read off at the trace's own position at once; total: led through all later layers, in nats",
         f"rule {rule}: {_RULES[rule]}",
     ]
     return EffectsReport(

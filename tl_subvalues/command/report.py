@@ -21,10 +21,10 @@ from tl_subvalues.upstream.chosen import total_effects
 # Raised whenever a key is renamed, removed or changes its meaning; new keys may come without it.
 SCHEMA = "tl-subvalues/trace/1"
 _LEGEND = (
-    "{increase} says what a part does at once, its total effect (in the end) what later layers make of it, "
-    "so that their orders differ"
+    "{increase}: what adding a part does at once; total: its effect through all later layers; "
+    "two questions, so that their orders differ"
 )
-_INCREASES = {"log_prob": "The increase of log p", "log_prob_diff": "The increase of the difference"}
+_INCREASES = {"log_prob": "Δ log p", "log_prob_diff": "Δ diff."}
 _WORDS = 5  # tokens shown beside each row
 _VALUES = 300  # value neurons that query neurons are asked for, as in the paper
 
