@@ -68,6 +68,26 @@ def test_a_name_that_cannot_be_had(name: str) -> None:
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("name", ["./x", "/no/such", "~/no-such", "a/b/c", "a/", "../no-such", "a\\b"])
+def test_a_folder_that_is_not_there(name: str) -> None:
+    """What can be no name of the hub is not asked of it."""
+    with pytest.raises(FileNotFoundError, match="there is no such folder"):
+        tlsv.load_model(name)
+
+
+def test_what_names_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing, no text, and a folder of something else."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    for name, message in (
+        ("", "name is empty"),
+        (3, "named by text or a path, got int"),
+        (tmp_path, "has no config.json"),
+        (str(tmp_path), "has no config.json"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            tlsv.load_model(name)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(

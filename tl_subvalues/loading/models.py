@@ -1,5 +1,7 @@
 """Loading a model by name: the embedded real one, one from the Hugging Face hub, or one from a local folder."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +20,13 @@ from tl_subvalues.progress import watched
 __all__ = ["EMBEDDED", "cache_folder", "load_model"]
 
 _BAEVSKI18 = "baevski18:"
+# What can be no name on the hub: it begins or ends as none there, or has more than its owner before it.
+_PATH = re.compile(r"[./~\\].*|.*[/\\]|.*/.*/.*|.*\\.*", re.DOTALL)
 _HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 
 
 def load_model(
-    name: str = EMBEDDED,
+    name: "str | os.PathLike[str]" = EMBEDDED,
     *,
     device: Any = None,
     dtype: torch.dtype = torch.float32,
@@ -45,9 +49,10 @@ def load_model(
             file converted and loaded; None is in a terminal or a notebook.
 
     Raises:
-        ValueError: for `device` and `device_map` together, and for a `device_map` where there can be none; for a folder
-            that the Hugging Face libraries cannot load, with their reason; for a file that is no GGUF file, or torn.
-        FileNotFoundError: if there is no such folder after "baevski18:", or no such GGUF file.
+        ValueError: for `device` and `device_map` together, and for a `device_map` where there can be none; for a name
+            that is none, a folder without config.json, or one that the Hugging Face libraries cannot load, with their
+            reason; for a file that is no GGUF file, or torn.
+        FileNotFoundError: if there is no such folder, or no such GGUF file.
         UnsupportedModelError: if TransformerLens 2 cannot convert the model of a folder; if transformers does not read
             a GGUF file's layout, or not all that it holds.
         OSError: if the embedded model cannot be fetched, has another hash, or what was converted is no longer as it was
@@ -62,6 +67,12 @@ def load_model(
             raise ValueError(f"device is what torch.device takes (cpu, cuda:1, mps, …), got {device!r}.") from error
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype is one of torch's, as torch.float32, got {dtype!r}.")
+    try:
+        name = os.fspath(name)
+    except TypeError as error:
+        raise ValueError(f"a model is named by text or a path, got {type(name).__name__}.") from error
+    if not name:
+        raise ValueError(f"the model's name is empty; name one of the Hugging Face hub, a folder, or {EMBEDDED!r}.")
     model = _loaded(name, device, dtype, device_map, watched() if show_progress is None else show_progress)
     remember(model, name, device, dtype, device_map)
     return model
@@ -122,6 +133,16 @@ def _converted(folder: Path, bar: StageBar, how: dict[str, Any]) -> Any:
 
 def _named(name: str, **how: Any) -> Any:
     """A model from the hub or a folder; what fails in other libraries comes as one sentence."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(
+                f"{shown(folder)} has no config.json; a model's folder holds that, its weights and its tokenizer, as "
+                "save_pretrained writes them."
+            )
+        name = str(folder)
+    elif _PATH.fullmatch(name):
+        raise FileNotFoundError(f"{shown(name)}: there is no such folder.")
     try:
         return load_named(name, **how)
     except (ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
