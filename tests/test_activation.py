@@ -196,6 +196,7 @@ def test_order_of_rows(tokens: torch.Tensor) -> None:
         ("L1H0D0@99", "sublayer", "no position 99"),
         ("L9N0", "sublayer", "out of range"),
         ("nonsense", "sublayer", "is not a label"),
+        ("embed@1", "sublayer", "stands in tables for what no layer adds"),
     ],
 )
 def test_refusals(label: str, by: str, message: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

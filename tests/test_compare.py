@@ -108,6 +108,8 @@ def test_what_does_not_compare_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     with pytest.raises(ValueError, match=r"unit is one of 'sublayer', 'head'.* got 'neuron'"):
         trace.compare(trace, "neuron")
+    with pytest.raises(ValueError, match=r"takes another trace, .* got int"):
+        trace.compare(3)
     with pytest.raises(ValueError, match="top is a positive number"):
         trace.compare(trace, "ffn_neuron", top=0)
 

@@ -126,6 +126,10 @@ def labels_of(unit: Unit, columns: Mapping[str, Sequence[Any]]) -> list[str]:
     return [f"{label}{joint}{at}" for label, at in zip(labels, columns["at"], strict=True)]
 
 
+# Rows of tables, which are no components.
+_OF_NO_LAYER = ("embed", "pos_embed", "bias")
+
+
 def parse_label(label: str) -> Component:
     """The component that a label names.
 
@@ -139,6 +143,11 @@ def parse_label(label: str) -> Component:
             sublayer = fields.pop("sublayer", PART_OF[unit] or "attn")
             numbers = {name: int(value) for name, value in fields.items() if value is not None}
             return Component(unit, sublayer=cast(Sublayer, sublayer), **numbers)
+    if isinstance(label, str) and label.startswith(_OF_NO_LAYER):
+        raise ValueError(
+            f"{label!r} stands in tables for what no layer adds, an embedding or a bias; name a part of a layer, as "
+            "'L24N1005' or 'L23H4@3'."
+        )
     raise ValueError(
         f"{label!r} is not a label; labels look like '24_attn_out' or '24_mlp_out' (sublayer), 'L23H4' (head), "
         "'L23H4@3' (head at a source position), 'L23H4D38@3' (attention neuron; 'L23H4D38' at all source positions), "

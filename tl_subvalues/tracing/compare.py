@@ -46,10 +46,13 @@ def compare(traces: Sequence[Compared], unit: Any, top: Any) -> pd.DataFrame:
     """Increases of a unit's components in two traces, those first that differ most.
 
     Raises:
-        ValueError: for traces of two models or of two measures, an unknown unit, and a `top` that is no number.
+        ValueError: for what is no trace, traces of two models or of two measures, an unknown unit, and a `top` that is
+            no number.
         UnsupportedModelError: as the table of the unit.
     """
     one, other = traces
+    if not isinstance(other, Compared):
+        raise ValueError(f"compare takes another trace, as tlsv.trace gives it, got {type(other).__name__}.")
     if unit not in get_args(Unit):
         raise ValueError(f"unit is one of {', '.join(map(repr, get_args(Unit)))}, got {unit!r}.")
     if one.model is not other.model:
