@@ -12,8 +12,11 @@ from typing import Any
 
 import jaxtyping
 import pytest
+from helpers.checked import check_shapes_where_there_are
 
-import tl_subvalues
+check_shapes_where_there_are()  # before the package is imported
+
+import tl_subvalues  # noqa: E402
 
 PACKAGE = Path(tl_subvalues.__file__).parent
 
