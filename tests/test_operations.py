@@ -11,10 +11,12 @@ from tl_subvalues.tracing.batch import tops_together
 pytestmark = pytest.mark.any_release
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_of_a_trace_and_its_searches(dtype: torch.dtype) -> None:
-    """Beside those of the forward pass; 10% above what was counted when this was written."""
-    model, tokens = zoo.model("llama", dtype=dtype), torch.tensor([[3, 4, 5, 6, 7]])
+@pytest.mark.parametrize(
+    ("layers", "dtype", "most"), [(2, torch.float32, 4.7), (30, torch.float32, 2.3), (30, torch.bfloat16, 2.7)]
+)
+def test_of_a_trace_and_its_searches(layers: int, dtype: torch.dtype, most: float) -> None:
+    """Beside those of the forward pass; 5% above what was counted when this was written."""
+    model, tokens = zoo.model("llama", dtype=dtype, num_hidden_layers=layers), torch.tensor([[3, 4, 5, 6, 7]])
 
     def work() -> None:
         trace = tlsv.trace(model, tokens, 5)
@@ -23,7 +25,7 @@ def test_of_a_trace_and_its_searches(dtype: torch.dtype) -> None:
 
     with torch.no_grad():
         forward = operations(lambda: model(tokens))
-    assert operations(work) <= 5.5 * forward
+    assert operations(work) <= most * forward
 
 
 @pytest.mark.parametrize(("position", "layers"), [(6, 2), (6, 30), (2, 30)])
@@ -55,4 +57,4 @@ def test_of_a_batch() -> None:
         return counted.names["aten::mm"] + counted.names["aten::addmm"]
 
     assert operations(lambda: work(12)) < 9 * operations(lambda: work(1))
-    assert products(12) < 1.25 * products(1)
+    assert products(12) < 1.25 * products(2)

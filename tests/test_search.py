@@ -114,7 +114,7 @@ def test_a_broken_bound_is_caught(tokens: torch.Tensor, monkeypatch: pytest.Monk
     soften(model)
     trace = tlsv.trace(model, tokens, 5)
     upper = SiteBounds.upper
-    monkeypatch.setattr(SiteBounds, "upper", lambda self, *arguments: -upper(self, *arguments))
+    monkeypatch.setattr(SiteBounds, "upper", lambda self, *arguments: upper(self, *arguments).neg_())
     with pytest.raises(AssertionError):
         assert_search_is_sweep(trace, "ffn_neurons", [3], True)
 

@@ -25,10 +25,11 @@ from tl_subvalues.model_view import (
     MixtureOfExperts,
     ModelView,
     Routed,
-    mixing_error,
+    mixing_errors,
     sum_tolerance,
     unknown_sources,
 )
+from tl_subvalues.numerics.blocks import joined
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Site:
 
 @dataclass(frozen=True, eq=False)
 class Total:
-    """What the inner products of all parts with one covector add up to, and their length, in float64."""
+    """What the inner products of all parts with one covector add up to, in float64, and their length."""
 
     sum: Float[Tensor, ""]
     norm: Float[Tensor, ""]
@@ -51,7 +52,7 @@ class Total:
     @classmethod
     def of(cls, products: Float[Tensor, " all"]) -> "Total":
         """Of the parts' inner products."""
-        return cls(products.sum(dtype=torch.float64), products.norm().double())
+        return cls(products.sum(dtype=torch.float64), products.norm())
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ class UnitParts:
         along, constants = torch.stack(list(covectors)).double(), torch.stack(self.constants).double()
         errors = (torch.stack([one.sum for one in totals]) - ((outputs - constants) * along).sum(-1)).abs()
         # What rounding may do: to each part, and to each entry of the output, which is in the model's dtype.
-        sizes = torch.stack([one.norm for one in totals]) + (outputs * along).abs().sum(-1)
+        sizes = torch.stack([one.norm for one in totals]).double() + (outputs * along).abs().sum(-1)
         fine = errors <= self.tolerance * sizes
         if not bool(fine.all()):
             first = int(torch.nonzero(~fine)[0])
@@ -106,8 +107,14 @@ class UnitParts:
         for name in dict.fromkeys(name for parts in self.parts for name in parts.names):
             found[name] = torch.full_like(group, -1)
         present = list(zip(numbers, order.split(counts) if counts else (), strict=True))
+        alike: dict[tuple[tuple[str, int], ...], list[tuple[int, Tensor]]] = {}  # sublayers that count theirs the same
         for number, rows in present:
-            for name, values in self.parts[number].fields(index[rows]).items():
+            parts = self.parts[number]
+            kind = (("sublayer", number),) if isinstance(parts, ExpertParts) else tuple(parts.axes.items())
+            alike.setdefault(kind, []).append((number, rows))
+        for same in alike.values():
+            rows = joined([own for _, own in same])
+            for name, values in self.parts[same[0][0]].fields(index[rows]).items():
                 found[name][rows] = values
         coefficients = self._coefficients(index, present)
         return found if coefficients is None else {**found, "coefficient": coefficients}
@@ -119,11 +126,14 @@ class UnitParts:
         known = [parts.coefficients for parts in self.parts if parts.coefficients is not None]
         if not known:
             return None
+        if not present:
+            return torch.empty(0, dtype=known[0].dtype)
         chosen: dict[torch.device, list[tuple[Tensor, Tensor]]] = {}
-        for number, rows in present:
+        inside = index[joined([rows for _, rows in present])].split([len(rows) for _, rows in present])
+        for (number, rows), own in zip(present, inside, strict=True):
             m = self.parts[number].coefficients
             assert m is not None
-            chosen.setdefault(m.device, []).append((rows, m[index[rows].to(m.device)]))
+            chosen.setdefault(m.device, []).append((rows, m[own.to(m.device)]))
         found = torch.empty(len(index), dtype=known[0].dtype)
         for pairs in chosen.values():
             found[torch.cat([rows for rows, _ in pairs])] = torch.cat([values for _, values in pairs]).cpu()
@@ -180,16 +190,14 @@ class Run:
     @cached_property
     def sites(self) -> list[Site]:
         """All sublayers, in order of computation."""
-        return [
-            Site(
-                layer.layer,
-                sublayer,
-                self.activations.residual(layer.layer, sublayer, self.position)[0],
-                self.activations.output(layer.layer, sublayer, self.position)[0],
-            )
-            for layer in self.view.layers
-            for sublayer in layer.sublayers
-        ]
+        places = [(layer.layer, sublayer) for layer in self.view.layers for sublayer in layer.sublayers]
+        if not places:
+            return []
+        read, added = (
+            torch.cat([of(layer, sublayer, self.position) for layer, sublayer in places]).unbind()
+            for of in (self.activations.residual, self.activations.output)
+        )
+        return [Site(*place, x, output) for place, x, output in zip(places, read, added, strict=True)]
 
     def site(self, layer: int, sublayer: str) -> Site:
         """One sublayer.
@@ -223,12 +231,13 @@ class Run:
 
     def bias(self, site: Site) -> Float[Tensor, " d_model"]:
         """The constant part of what a sublayer adds: what its heads or neurons leave of its output."""
+        if self._adds_nothing(site.layer, site.sublayer):
+            return self._nothing
         return self.biases(site.layer, site.sublayer, slice(self.position, self.position + 1))[0]
 
     def biases(self, layer: int, sublayer: str, positions: slice) -> Float[Tensor, "pos d_model"]:
         """The constant parts of what a sublayer adds at several positions."""
         block = self.view.layer(layer)
-        constant = torch.zeros_like(self.activations.output(layer, sublayer, positions)[0])
         if sublayer == "attn":
             passage, bias = block.attention().passage, block.attention().b_O
         elif (mixture := block.mixture()) is not None:
@@ -236,9 +245,22 @@ class Run:
             passage, bias = mixture.passage, None if routed.bias is None else routed.bias[0]
         else:
             passage, bias = block.ffn().passage, block.ffn().b_out
+        constant = self._nothing.expand(len(range(self.n_positions)[positions]), -1)
         constant = constant if bias is None else constant + bias.to(constant)
         scale = self.activations.post_scale(layer, sublayer, positions)
         return passage.carry_bias(constant, None if scale is None else scale[0])
+
+    @cached_property
+    def _nothing(self) -> Float[Tensor, " d_model"]:
+        """A constant part that is none."""
+        return torch.zeros_like(self.activations.final_residual(self.position)[0])
+
+    def _adds_nothing(self, layer: int, sublayer: str) -> bool:
+        """Whether a dense sublayer adds no constant part."""
+        block = self.view.layer(layer)
+        if sublayer == "attn":
+            return block.attention().b_O is None and block.attention().passage.adds_nothing
+        return block.mixture() is None and block.ffn().b_out is None and block.ffn().passage.adds_nothing
 
     def parts(self, site: Site, unit: Unit) -> Parts:
         """The parts of one site.
@@ -333,7 +355,7 @@ class Run:
         """z_p of several layers, or why there is none; all are checked together, so that the host waits once."""
         patterns: dict[int, Tensor] = {}
         found: dict[int, Tensor | UnsupportedModelError] = {}
-        missing: dict[int, Tensor] = {}
+        mixed: dict[int, Tensor] = {}
         for layer in layers:
             try:
                 patterns[layer] = self.activations.pattern(layer, self.position)[0]
@@ -341,15 +363,14 @@ class Run:
                 found[layer] = refused
         for (layer, pattern), sources in zip(patterns.items(), self._seen(patterns.values()), strict=True):
             try:
-                values = self.activations.values(layer)[0, :sources]
-                z_p = found[layer] = weighted_values(pattern[:, :sources], values)
-                error = mixing_error(self.activations, layer, self.position, z_p.sum(0))
+                values = self.activations.values(layer)[0]
+                if sources < pattern.shape[1]:
+                    pattern, values = pattern[:, :sources], values[:sources]
+                z_p = found[layer] = weighted_values(pattern, values)
+                mixed[layer] = z_p.sum(0)
             except UnsupportedModelError as refused:
                 found[layer] = refused
-            else:
-                if error is not None:
-                    missing[layer] = error.to(self.view.device)
-        for layer, pair in zip(missing, torch.stack(list(missing.values())).tolist() if missing else (), strict=True):
+        for layer, pair in mixing_errors(self.activations, mixed, self.position).items():
             found[layer] = unknown_sources(self.view, layer, *pair) or found[layer]
         return found
 
@@ -364,11 +385,12 @@ class Run:
         seen = [
             ((pattern[:, n:].amax(0) != 0) * torch.arange(n + 1, pattern.shape[1] + 1, device=pattern.device)).amax()
             if pattern.shape[1] > n
-            else torch.zeros((), dtype=torch.long)
+            else None
             for pattern in patterns
         ]
-        ahead = torch.stack([last.to(self.view.device) for last in seen]).tolist() if seen else []
-        return [max(n, last) for last in ahead]
+        ahead = [last.to(self.view.device) for last in seen if last is not None]
+        known = iter(torch.stack(ahead).tolist() if ahead else ())
+        return [n if last is None else max(n, next(known)) for last in seen]
 
     def _ffn_neurons(self, layer: int) -> Parts:
         mixture = self.view.layer(layer).mixture()

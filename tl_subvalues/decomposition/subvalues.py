@@ -101,17 +101,20 @@ class NeuronSubvalues:
 
     def vectors(self, index: Int[Tensor, " n"]) -> Float[Tensor, "n d_model"]:
         """The chosen parts."""
-        chosen = (index % len(self.directions)).to(self.directions.device)
+        several = len(self.coefficients) > len(self.directions)
+        chosen = (index % len(self.directions) if several else index).to(self.directions.device)
         rows = self.directions[chosen].to(self.coefficients)
         return self.passage.carry(self.coefficients[index, None] * rows, self.scale)
 
     def inner_products(self, covector: Float[Tensor, " d_model"]) -> Float[Tensor, " all"]:
         """<covector, v> for every part: one product with the directions, however many source positions there are."""
         pulled_back = self.passage.transposed(covector, self.scale)
-        return self.times_each(inner_products(self.directions, pulled_back[:, None], ROWS)[:, 0])
+        return self.times_each(inner_products(self.directions, pulled_back, ROWS))
 
     def times_each(self, of_directions: Float[Tensor, " direction"]) -> Float[Tensor, " all"]:
         """Every part's coefficient times the number that its direction has."""
+        if len(self.coefficients) == len(of_directions):
+            return self.coefficients * of_directions
         return (self.coefficients.view(-1, len(of_directions)) * of_directions).flatten()
 
     def norms(self, linear: Callable[[Tensor], Tensor]) -> Float[Tensor, " all"]:
@@ -123,7 +126,12 @@ class NeuronSubvalues:
 
     def longest(self) -> Float[Tensor, " all"]:
         """|coefficient| times the length of its direction, as the passage may stretch it."""
-        return self.times_each(self.direction_lengths()).abs() * self.passage.stretch(self.scale)
+        return self.stretched(self.times_each(self.direction_lengths()))
+
+    def stretched(self, lengths: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+        """Lengths of the parts, some negative, in the residual stream, as the passage may stretch them; used up."""
+        stretch = self.passage.stretch(self.scale)
+        return lengths.abs_() if stretch == 1.0 else lengths.abs_().mul_(stretch)
 
     def direction_lengths(self) -> Float[Tensor, " direction"]:
         """At least the length of each direction."""
@@ -215,4 +223,4 @@ def weighted_values(
     pattern: Float[Tensor, "*rest head source"], values: Float[Tensor, "*rest source head d_head"]
 ) -> Float[Tensor, "*rest source head d_head"]:
     """z_p = pattern * v: what each head takes from each source position, for one query position."""
-    return einops.rearrange(pattern, "... head source -> ... source head 1") * values
+    return values * einops.rearrange(pattern, "... head source -> ... source head 1")  # laid out as the values are

@@ -18,8 +18,10 @@ def inner_products_together(
     if neurons is None:
         return [parts.inner_products(covector) for parts, covector in zip(many, covectors, strict=True)]
     pairs = zip(neurons, covectors, strict=True)
-    pulled_back = torch.stack([parts.passage.transposed(covector, parts.scale) for parts, covector in pairs], 1)
-    products = inner_products(neurons[0].directions, pulled_back, ROWS).T.contiguous()
+    pulled_back = [parts.passage.transposed(covector, parts.scale) for parts, covector in pairs]
+    if len(pulled_back) == 1:
+        return [neurons[0].times_each(inner_products(neurons[0].directions, pulled_back[0], ROWS))]
+    products = inner_products(neurons[0].directions, torch.stack(pulled_back, 1), ROWS).T.contiguous()
     return [parts.times_each(own) for parts, own in zip(neurons, products, strict=True)]
 
 
@@ -29,7 +31,7 @@ def longest_together(many: Sequence[Subvalues]) -> list[Float[Tensor, " _"]]:
     if neurons is None:
         return [parts.longest() for parts in many]
     lengths = neurons[0].direction_lengths()
-    return [parts.times_each(lengths).abs() * parts.passage.stretch(parts.scale) for parts in neurons]
+    return [parts.stretched(parts.times_each(lengths)) for parts in neurons]
 
 
 def _of_same_neurons(many: Sequence[Subvalues]) -> list[NeuronSubvalues] | None:

@@ -33,6 +33,9 @@ from tl_subvalues.numerics.softmax import Softmax
 from tl_subvalues.readout.reading import RatioAt, Reading
 from tl_subvalues.readout.readout import Readout
 
+# The least that a bound is widened by, in nats.
+_LEAST = 1e-6
+
 # How far every part of a sublayer leads along a covector.
 Along = Callable[[Float[Tensor, " d_model"]], Float[Tensor, " all"]]
 
@@ -75,7 +78,11 @@ class SiteBounds:
     )
 
     def upper(
-        self, parts: Subvalues, products: Float[Tensor, " all"], lengths: Float[Tensor, " all"]
+        self,
+        parts: Subvalues,
+        products: Float[Tensor, " all"],
+        lengths: Float[Tensor, " all"],
+        out: Float[Tensor, " all"] | None = None,
     ) -> Float[Tensor, " all"]:
         """An upper bound on the increase of every part.
 
@@ -83,26 +90,31 @@ class SiteBounds:
             parts: the parts.
             products: their inner products with the gradient.
             lengths: at least their lengths.
+            out: where it is put, if anywhere.
         """
         jensen, _ = self._jensen(parts, products)
-        return jensen + self._slack(lengths)
+        return torch.add(jensen, self._read(lengths), alpha=self.rounding, out=out).add_(_LEAST)
 
     def lower(
-        self, parts: Subvalues, products: Float[Tensor, " all"], lengths: Float[Tensor, " all"]
+        self,
+        parts: Subvalues,
+        products: Float[Tensor, " all"],
+        lengths: Float[Tensor, " all"],
+        out: Float[Tensor, " all"] | None = None,
     ) -> Float[Tensor, " all"]:
         """A lower bound on the increase of every part; arguments as `upper`."""
         assert self.spreads is not None
         bound, r_minus_1 = self._jensen(parts, products)
         for spread in self.spreads:
             bound = bound - self._gap(parts, spread, r_minus_1)
-        return bound - self._slack(lengths)
+        return torch.sub(bound, self._read(lengths), alpha=self.rounding, out=out).sub_(_LEAST)
 
-    def _gap(self, parts: Subvalues, spread: Spread, r_minus_1: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+    def _gap(self, parts: Subvalues, spread: Spread, r_minus_1: Float[Tensor, " all"] | None) -> Float[Tensor, " all"]:
         """How far one log-ratio may leave an increase below Jensen's bound."""
         softmax = spread.softmax
         lengths = parts.norms(lambda v: softmax.inside(self.readout.linear(v, self.scale)))
         R = lengths * spread.radius
-        if self.readout.frozen:
+        if r_minus_1 is None:
             # (e^R − 1 − R) / R² is near 1/2 for small R, where the quotient would lose its digits.
             growth = torch.where(R > 1e-2, (torch.expm1(R) - R) / R.clamp(min=1e-2).pow(2), 0.5 + R / 4)
             return torch.minimum(R.pow(2) / 2, lengths.pow(2) * spread.variance * growth)
@@ -112,21 +124,19 @@ class SiteBounds:
 
     def _jensen(
         self, parts: Subvalues, products: Float[Tensor, " all"]
-    ) -> tuple[Float[Tensor, " all"], Float[Tensor, " all"]]:
-        """Jensen's bound for every part, and r − 1 (zero with the scale frozen)."""
-        r_minus_1 = torch.zeros((), dtype=self.residual.dtype, device=self.residual.device)
-        if not self.readout.frozen:
-            r_minus_1 = self._r_minus_1(parts)
+    ) -> tuple[Float[Tensor, " all"], Float[Tensor, " all"] | None]:
+        """Jensen's bound for every part, and r − 1; None with the scale frozen."""
+        r_minus_1 = None if self.readout.frozen else self._r_minus_1(parts)
 
         def moved(covector: Tensor, first_order: Tensor) -> Tensor:
-            if self.readout.frozen:
+            if r_minus_1 is None:
                 return first_order
             return r_minus_1 * (self.residual @ covector) + (1 + r_minus_1) * first_order
 
         bound = moved(self.gradient, products)
         for words in self.words:
             bound = (bound + words.log_mean_exp(lambda u: moved(u, parts.inner_products(u)))).to(bound)
-        return bound, r_minus_1.expand_as(bound)
+        return bound, r_minus_1
 
     def _r_minus_1(self, parts: Subvalues) -> Float[Tensor, " all"]:
         """s / s' − 1 for every part, without subtracting nearly equal numbers."""
@@ -136,11 +146,11 @@ class SiteBounds:
         s_new = (s.pow(2) + growth / len(self.residual)).clamp(min=1e-30).sqrt()
         return -growth / len(self.residual) / (s_new * (s + s_new))
 
-    def _slack(self, lengths: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+    def _read(self, lengths: Float[Tensor, " all"]) -> Float[Tensor, " all"]:
+        """The lengths of what is read, which rounding errors grow with."""
         # Recomputed increases are differences of two whole log-probs, so the error grows with x as well. In float32,
         # errors up to 4e-4 nats were seen there; in float64 no increase was above its bound.
-        read = lengths if self.readout.frozen else lengths + self.residual.norm()
-        return 1e-6 + self.rounding * read
+        return lengths if self.readout.frozen else lengths + self.residual.norm()
 
 
 def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = False) -> list[SiteBounds]:
@@ -178,17 +188,18 @@ def site_bounds(reading: Reading, sites: Sequence[int], *, both_sides: bool = Fa
     # seen in an evaluation, over the best 1,500 neurons of SmolLM2-135M and of Gemma 3 270M. Twice for the evaluation,
     # twice for the bound.
     rounding = (4 * torch.finfo(residuals.dtype).eps * math.sqrt(residuals.shape[1]) * sizes).tolist()
+    rows = zip(residuals.unbind(), scale.unbind(), gradient.unbind(), words, rounding, spreads, strict=True)
     return [
         SiteBounds(
             readout=readout,
-            residual=residuals[i],
-            scale=scale[i],
-            gradient=gradient[i],
-            words=tuple(words[i]),
-            rounding=rounding[i],
-            spreads=tuple(spreads[i]) if both_sides else None,
+            residual=x,
+            scale=s,
+            gradient=g,
+            words=tuple(above),
+            rounding=error,
+            spreads=tuple(spread) if both_sides else None,
         )
-        for i in range(len(residuals))
+        for x, s, g, above, error, spread in rows
     ]
 
 

@@ -155,6 +155,7 @@ def promises(many: Sequence[Candidates], largest: bool) -> list[Float[Tensor, " 
     """
     bounds = [site_bounds(one.reading, one.parts.numbers, both_sides=not largest) for one in many]
     found = [one.reading.residuals.new_empty(len(one)) for one in many]
+    places_of = [whole.split([len(group) for group in one.groups]) for whole, one in zip(found, many, strict=True)]
     led: list[dict[int, Total]] = [{} for _ in many]
     same: dict[tuple[Unit, int], list[tuple[int, int]]] = {}
     for run, one in enumerate(many):
@@ -167,9 +168,11 @@ def promises(many: Sequence[Candidates], largest: bool) -> list[Float[Tensor, " 
         for (run, number), at, parts, product, length in zip(places, sites, groups, products, lengths, strict=True):
             one = many[run]
             led[run][number] = Total.of(product)
-            bound = (at.upper if largest else at.lower)(parts, product, length)
-            score = one.score(bound, torch.full((len(bound),), number, device=bound.device))
-            found[run][one.numbering.span(number)] = score if largest else -score
+            here = (at.upper if largest else at.lower)(parts, product, length, places_of[run][number])
+            if one.by_prob:
+                here.copy_(one.score(here, torch.full((len(here),), number, device=here.device)))
+            if not largest:
+                here.neg_()
     for one, own, totals in zip(many, bounds, led, strict=True):
         one.parts.check_sums([at.gradient for at in own], [totals[number] for number in range(len(own))])
     return [one.cpu() for one in found]

@@ -17,7 +17,7 @@ from tl_subvalues.model_view.checks import (
     check_sources,
     check_sums,
     check_values,
-    mixing_error,
+    mixing_errors,
     sum_tolerance,
     unknown_sources,
 )
@@ -62,7 +62,7 @@ __all__ = [
     "decode_each",
     "decode_text",
     "load_named",
-    "mixing_error",
+    "mixing_errors",
     "not_one_token",
     "prompt_tokens",
     "resolve_target",

@@ -212,8 +212,9 @@ class Activations:
             return not self._rows.infinite
         names = [f"blocks.{layer}.hook_resid_pre" for layer in range(self._view.n_layers)]
         names.append(f"blocks.{self._view.n_layers - 1}.hook_resid_post")
-        finite = [torch.isfinite(self._raw(name)).all().to(self._view.device) for name in names]
-        return bool(torch.stack(finite).all())
+        # The least and the largest of each: NaN is both where there is any.
+        ends = [end.to(self._view.device) for name in names for end in torch.aminmax(self._raw(name))]
+        return bool(torch.isfinite(torch.stack(ends)).all())
 
     def first_infinite(self, layer: int) -> int | None:
         """The first position where the residual stream that enters a layer (or leaves the last) is no number."""
@@ -233,8 +234,10 @@ class Activations:
         if self._rows is not None:
             self.require([name])
             return self._here(self._rows.index(name, positions, dim))
-        index = (slice(None),) * dim + (positions,)
-        return self._here(self._raw(name)[index])
+        whole = self._raw(name)
+        if isinstance(positions, slice) and positions == slice(None):
+            return self._here(whole)
+        return self._here(whole[(slice(None),) * dim + (positions,)])
 
     def _shape(self, name: str) -> torch.Size:
         if self._rows is None:

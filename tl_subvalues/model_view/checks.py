@@ -7,7 +7,7 @@ on tiny random models of all dense families: sums 5.5e-3 in bfloat16, 7e-4 in fl
 models are held to float32's rounding, for the RMS norms of many families compute in float32 whatever comes in.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +202,33 @@ class Equality:
     ours: Float[Tensor, "batch *rest"]
     theirs: Float[Tensor, "batch *rest"]
     tolerance: float  # of the size of a prompt's own entries in `theirs`, or of `size` where that is more
-    size: Float[Tensor, " *batch"] | None = None
+    size: "Float[Tensor, ' *batch'] | SizeOfSum | None" = None
+
+
+@dataclass(frozen=True)
+class SizeOfSum:
+    """What rounding of a weighted sum is measured by: its size, were its terms not to cancel.
+
+    Those of sums of one shape are worked out together.
+    """
+
+    coefficients: Float[Tensor, "batch n"]
+    lengths: Float[Tensor, " n"]  # of the rows that they weigh, in the residual stream's space
+    width: int  # entries of a row
+    stretch: Sequence[float]  # by how much each prompt's rows are lengthened on their way
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """What sizes have in common that can be worked out together."""
+        return self.coefficients.shape, self.coefficients.dtype, self.coefficients.device, self.width
+
+
+def _sizes_of_sums(alike: Sequence[SizeOfSum]) -> Float[Tensor, "n batch"]:
+    """One row for each, all of one kind."""
+    weights = torch.stack([one.coefficients for one in alike]).norm(dim=2)
+    lengths = torch.stack([one.lengths.to(one.coefficients) for one in alike]).norm(dim=1, keepdim=True)
+    stretches = torch.tensor([one.stretch for one in alike], dtype=weights.dtype, device=weights.device)
+    return weights * (lengths / alike[0].width ** 0.5) * stretches
 
 
 def _sums_of_block(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
@@ -218,22 +244,23 @@ def _sums_of_block(view: ModelView, layer: Layer, activations: Activations, posi
     last = number == view.n_layers - 1
     after = activations.final_residual(position) if last else activations.residual(number + 1, "attn", position)
     parts = x
+    outputs = {sublayer: activations.output(number, sublayer, position) for sublayer in layer.sublayers}
     first = [sublayer for sublayer in layer.sublayers if sublayer != "mlp"]
     for sublayer in first:
-        parts = parts + activations.output(number, sublayer, position)
+        parts = parts + outputs[sublayer]
     if layer.has_ffn and layer.reads_mid("mlp"):
         mid = activations.residual(number, "mlp", position)
         if first:
             yield Equality(number, f"resid_pre + {'_out + '.join(first)}_out is not resid_mid", parts, mid, tolerance)
         parts = mid
     if layer.has_ffn:
-        parts = parts + activations.output(number, "mlp", position)
+        parts = parts + outputs["mlp"]
     what = "its sublayers' outputs do not add up to the residual stream after it"
     yield Equality(number, what, parts, after, tolerance)
     if layer.has_attn:
-        yield from _sum_of_heads(view, layer, activations, position)
+        yield from _sum_of_heads(view, layer, activations, position, outputs["attn"])
     if layer.has_ffn:
-        yield from _sum_of_neurons(view, layer, activations, position)
+        yield from _sum_of_neurons(view, layer, activations, position, outputs["mlp"])
 
 
 def _way_out(view: ModelView) -> str:
@@ -242,7 +269,9 @@ def _way_out(view: ModelView) -> str:
     return f"{' and '.join(left)} still work on the layers that have those" if left else "use a model with attention"
 
 
-def _sum_of_heads(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
+def _sum_of_heads(
+    view: ModelView, layer: Layer, activations: Activations, position: int, expected: Tensor
+) -> Iterator[Equality]:
     try:
         attention = layer.attention()
     except UnsupportedModelError:
@@ -251,9 +280,8 @@ def _sum_of_heads(view: ModelView, layer: Layer, activations: Activations, posit
     z = activations.z(number, position).flatten(1)
     out = attention.rows.sum(z)
     scale = activations.post_scale(number, "attn", position)
-    out = attention.passage.carry(out, scale) + attention.passage.carry_bias(_or_zero(attention.b_O, out), scale)
-    expected = activations.output(number, "attn", position)
-    size = _sizes(z, attention.rows.lengths, out.shape[-1]) * _stretches(attention.passage, scale).to(z)
+    out = _carried(attention.passage, out, attention.b_O, scale)
+    size = SizeOfSum(z, attention.rows.lengths, out.shape[-1], _stretches(attention.passage, scale, len(z)))
     what = "its heads do not add up to its attention output"
     yield Equality(number, what, out, expected, sum_tolerance(view), size)
 
@@ -267,25 +295,35 @@ def check_sources(view: ModelView, activations: Activations, layer: int, positio
     pattern = activations.pattern(layer, positions)
     if pattern.numel():
         mixed = torch.einsum("bh...k,bkhe->b...he", pattern, activations.values(layer))
-        missing = mixing_error(activations, layer, positions, mixed)
-        if missing is not None:
-            refused = unknown_sources(view, layer, *missing.tolist())
+        for missing in mixing_errors(activations, {layer: mixed}, positions).values():
+            refused = unknown_sources(view, layer, *missing)
             if refused is not None:
                 raise refused
 
 
-def mixing_error(
-    activations: Activations, layer: int, positions: Positions, mixed: Float[Tensor, "*rest head d_head"]
-) -> Float[Tensor, "2"] | None:
-    """By how much what heads took from all source positions misses their z, and how large z is; None without a z."""
-    if not activations.has(f"blocks.{layer}.attn.hook_z"):
-        return None
-    z = activations.z(layer, positions).reshape(mixed.shape)
-    return torch.stack([(mixed - z).abs().max(), z.abs().max()])
+def mixing_errors(
+    activations: Activations, mixed: Mapping[int, Float[Tensor, "*rest head d_head"]], positions: Positions
+) -> dict[int, tuple[float, float]]:
+    """By how much what heads took from all source positions misses their z, and how large z is, layer by layer.
+
+    Layers without a z are left out. Those of one shape are compared together; an accelerator is waited for once.
+    """
+    alike: dict[torch.Size, list[int]] = {}
+    for layer, own in mixed.items():
+        if activations.has(f"blocks.{layer}.attn.hook_z"):
+            alike.setdefault(own.shape, []).append(layer)
+    found = []
+    for layers in alike.values():
+        zs = torch.stack([activations.z(layer, positions).flatten() for layer in layers])
+        missing = torch.stack([mixed[layer] for layer in layers]).flatten(1) - zs
+        found.append(torch.stack([missing.abs().amax(1), zs.abs().amax(1)], 1))
+    numbers = torch.cat(found).tolist() if found else []
+    each = [layer for layers in alike.values() for layer in layers]
+    return {layer: (error, size) for layer, (error, size) in zip(each, numbers, strict=True)}
 
 
 def unknown_sources(view: ModelView, layer: int, error: float, size: float) -> UnknownSourcesError | None:
-    """What to raise where what `mixing_error` found is more than rounding."""
+    """What to raise where what `mixing_errors` found is more than rounding."""
     if error <= _SUM_TOLERANCE[view.dtype] * size:
         return None
     return UnknownSourcesError(
@@ -295,7 +333,9 @@ def unknown_sources(view: ModelView, layer: int, error: float, size: float) -> U
     )
 
 
-def _sum_of_neurons(view: ModelView, layer: Layer, activations: Activations, position: int) -> Iterator[Equality]:
+def _sum_of_neurons(
+    view: ModelView, layer: Layer, activations: Activations, position: int, expected: Tensor
+) -> Iterator[Equality]:
     number = layer.layer
     try:
         ffn = layer.ffn() if layer.mixture() is None else None
@@ -305,11 +345,10 @@ def _sum_of_neurons(view: ModelView, layer: Layer, activations: Activations, pos
         yield _sum_of_experts(view, activations, number, position, activations.experts(number, position))
         return
     m = activations.coefficients(number, ffn.W_out.shape[0], position)
-    expected = activations.output(number, "mlp", position)
     out = ffn.rows.sum(m)
     scale = activations.post_scale(number, "mlp", position)
-    out = ffn.passage.carry(out, scale) + ffn.passage.carry_bias(_or_zero(ffn.b_out, out), scale)
-    size = _sizes(m, ffn.rows.lengths, out.shape[-1]) * _stretches(ffn.passage, scale).to(m)
+    out = _carried(ffn.passage, out, ffn.b_out, scale)
+    size = SizeOfSum(m, ffn.rows.lengths, out.shape[-1], _stretches(ffn.passage, scale, len(m)))
     what = "its FFN neurons do not add up to its FFN output"
     yield Equality(number, what, out, expected, sum_tolerance(view), size)
 
@@ -335,14 +374,19 @@ def _sum_of_experts(
         out += torch.cat([m @ block.to(m).T for block in W_out.T.split(max(1, _NUMBERS // len(W_out)))], -1)
         squares = squares + _sizes(m, length_of_all(W_out), W_out.shape[1]).pow(2)
     scale = activations.post_scale(layer, "mlp", positions)
-    out = mixture.passage.carry(out, scale) + mixture.passage.carry_bias(_or_zero(routed.bias, out), scale)
-    size = squares.sqrt() * _stretches(mixture.passage, scale).to(squares)
+    out = _carried(mixture.passage, out, routed.bias, scale)
+    size = squares.sqrt() * torch.tensor(_stretches(mixture.passage, scale, 1)).to(squares)
     what = "its experts' neurons do not add up to its FFN output"
     return Equality(layer, what, out, expected, sum_tolerance(view), size)
 
 
-def _or_zero(bias: Tensor | None, like: Tensor) -> Tensor:
-    return torch.zeros_like(like) if bias is None else bias.to(like).expand_as(like)
+def _carried(passage: Passage, out: Tensor, bias: Tensor | None, scale: Tensor | None) -> Tensor:
+    """A sum of parts and its bias, if any, as they enter the residual stream."""
+    carried = passage.carry(out, scale)
+    if bias is None and passage.adds_nothing:
+        return carried
+    bias = torch.zeros_like(out) if bias is None else bias.to(out).expand_as(out)
+    return carried + passage.carry_bias(bias, scale)
 
 
 def _sizes(coefficients: Tensor, lengths: Float[Tensor, "*row"], d_model: int) -> Float[Tensor, " batch"]:
@@ -356,9 +400,9 @@ def _sizes(coefficients: Tensor, lengths: Float[Tensor, "*row"], d_model: int) -
     return coefficients.flatten(1).norm(dim=1) * (lengths.norm().to(coefficients) / d_model**0.5)
 
 
-def _stretches(passage: Passage, scale: Float[Tensor, "batch *rest"] | None) -> Float[Tensor, " _"]:
+def _stretches(passage: Passage, scale: Float[Tensor, "batch *rest"] | None, batch: int) -> list[float]:
     """By how much each prompt's vectors are lengthened at most on their way into the residual stream."""
-    return torch.tensor([passage.stretch(one) for one in ([None] if scale is None else scale)])
+    return [passage.stretch(None)] * batch if scale is None else [passage.stretch(one) for one in scale]
 
 
 def _require(view: ModelView, equalities: Iterable[Equality]) -> None:
@@ -368,7 +412,7 @@ def _require(view: ModelView, equalities: Iterable[Equality]) -> None:
     numbers = 0
     for one in equalities:
         waiting.append(one)
-        numbers += one.theirs.numel()
+        numbers += one.theirs.numel() + (one.size.coefficients.numel() if isinstance(one.size, SizeOfSum) else 0)
         if numbers > _COMPARED:
             measured += _measured(waiting)
             waiting, numbers = [], 0
@@ -407,7 +451,8 @@ def _measured(equalities: Sequence[Equality]) -> list[Measured]:
     """Each equality's errors and sizes, in order; those of one shape are compared together."""
     alike: dict[tuple[Any, ...], list[int]] = {}
     for number, one in enumerate(equalities):
-        kind = (one.theirs.shape, one.theirs.dtype, one.theirs.device, one.size is None)
+        size = one.size.kind if isinstance(one.size, SizeOfSum) else one.size is None
+        kind = (one.theirs.shape, one.theirs.dtype, one.theirs.device, size)
         alike.setdefault(kind, []).append(number)
     found: dict[int, Measured] = {}
     for numbers in alike.values():
@@ -424,8 +469,12 @@ def _differences(alike: Sequence[Equality]) -> tuple[Float[Tensor, "n batch"], F
     if not theirs.numel():  # no positions
         return theirs.new_zeros(len(alike), 1), theirs.new_zeros(len(alike), 1)
     errors, sizes = (ours - theirs).flatten(2).abs().amax(2), theirs.flatten(2).abs().amax(2)
-    given = [one.size.expand(sizes.shape[1]) for one in alike if one.size is not None]
-    return errors, torch.maximum(sizes, torch.stack(given).to(sizes)) if given else sizes
+    given = [one.size for one in alike if one.size is not None]
+    if not given:
+        return errors, sizes
+    sums = [one for one in given if isinstance(one, SizeOfSum)]
+    plain = [one.expand(sizes.shape[1]) for one in given if isinstance(one, Tensor)]
+    return errors, torch.maximum(sizes, (_sizes_of_sums(sums) if sums else torch.stack(plain)).to(sizes))
 
 
 def _require_finite(view: ModelView, layer: int, position: int | None) -> None:

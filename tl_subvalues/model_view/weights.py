@@ -147,4 +147,5 @@ class ReadoutPieces:
 
 def by_query_head(values: Float[Tensor, "*rest kv_head d_head"], n_heads: int) -> Float[Tensor, "*rest head d_head"]:
     """Values of every query head: those of a group of query heads that share theirs, once for each."""
-    return values.repeat_interleave(n_heads // values.shape[-2], dim=-2)
+    group = n_heads // values.shape[-2]
+    return values if group == 1 else values.repeat_interleave(group, dim=-2)

@@ -5,7 +5,7 @@ a fixed size, the last one filled up, a row gives the same bits whatever stands 
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any, ParamSpec, TypeVar
 
@@ -21,6 +21,16 @@ def padded(rows: Shaped[Tensor, "n *rest"], multiple: int) -> Shaped[Tensor, "pa
     """Rows filled up with zeros to a multiple."""
     missing = -len(rows) % multiple
     return torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]) if missing else rows
+
+
+def in_blocks(rows: Shaped[Tensor, "n *rest"], size: int) -> Sequence[Shaped[Tensor, "_ *rest"]]:
+    """Rows, at most so many at a time; what fits in one block is it."""
+    return (rows,) if len(rows) <= size else rows.split(size)
+
+
+def joined(blocks: Sequence[Shaped[Tensor, "_ *rest"]]) -> Shaped[Tensor, "n *rest"]:
+    """Blocks one after the other; one alone is not copied."""
+    return blocks[0] if len(blocks) == 1 else torch.cat(list(blocks))
 
 
 def affine(x: Float[Tensor, "*rest d_in"], W: Tensor, b: Tensor | None) -> Float[Tensor, "*rest d_out"]:

@@ -79,6 +79,11 @@ class Passage:
             stretch *= gain / float(scale.min())
         return stretch
 
+    @property
+    def adds_nothing(self) -> bool:
+        """Whether nothing comes of no bias."""
+        return self.norm is None or self.norm.bias is None
+
     def carry_bias(self, bias: Float[Tensor, "*rest d_model"], scale: Tensor | None) -> Float[Tensor, "*rest d_model"]:
         """The bias part of what enters the residual stream, from the sublayer's own bias."""
         carried = self.carry(bias, scale)

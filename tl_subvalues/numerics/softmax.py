@@ -253,11 +253,11 @@ class Softmax:
     ) -> Float[Tensor, " site"]:
         """E_p ‖w ∘ u_t‖² under each distribution, in the residual stream's space; where columns are not, a bound."""
         into, total = self._columns.into, torch.zeros(len(p), dtype=torch.float64, device=self._device)
-        squares = None if weights is None or into is not None else weights.pow(2)
+        squares = None if weights is None or into is not None else weights.pow(2)[None]
         squared = torch.empty(0, dtype=self._dtype, device=self._device)
         for words, W in self.blocks():
             squared = torch.mul(W, W, out=squared if squared.shape == W.shape else torch.empty_like(W))
-            each = squared.sum(0) if squares is None else squares @ squared
+            each = squared.sum(0) if squares is None else (squares @ squared)[0]
             total += p[:, words] @ each
         if into is not None:
             into = self._cast(into)
@@ -337,8 +337,9 @@ class Softmax:
         """
         step, first, buffer = self.block_sizes[1], 0, torch.empty(0)
         for matrix in self._columns.matrices:
+            matrix = matrix.detach()
             for start in range(0, matrix.shape[1], step):
-                W = matrix[:, start : start + step].detach()
+                W = matrix[:, start : start + step]
                 if (W.dtype, W.device) != (self._dtype, self._device):
                     if buffer.shape != W.shape:
                         buffer = torch.empty_like(W, dtype=self._dtype, device=self._device)
@@ -348,11 +349,15 @@ class Softmax:
 
     def _project(self, lin: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         # In blocks: on a CPU, whole matrices take 1.3 to 1.5 times as long for 10 to 60 vectors (their packing).
-        rows = self.inside(lin)
-        result = rows.new_empty(*rows.shape[:-1], self.n_classes)
+        inside = self.inside(lin)
+        rows = inside.reshape(-1, inside.shape[-1])
+        result = rows.new_empty(len(rows), self.n_classes)
         for words, W in self.blocks():
-            result[..., words] = rows @ W
-        return result
+            if rows.requires_grad:  # autograd takes no out=
+                result[:, words] = rows @ W
+            else:
+                torch.mm(rows, W, out=result[:, words])
+        return result.view(*inside.shape[:-1], self.n_classes)
 
     def _raw(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:
         """Logits of all classes before the factor and the cap."""

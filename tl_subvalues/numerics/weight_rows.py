@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from tl_subvalues.numerics.blocks import in_blocks, joined
+
 # Rows converted at a time: 256 rows of 4,096 float32 numbers are 4 MB.
 CONVERTED = 256
 # Numbers converted at a time where those of a column are neighbours: 1.4 MB, as 32 columns of 11,008 (half the time of
@@ -61,8 +63,9 @@ def row_lengths(rows: Shaped[Tensor, "n d_model"], dtype: torch.dtype) -> Shaped
     """At least the length of each row, in one pass over all (10 times as fast for bfloat16 as one by one)."""
     if rows.device.type == "cpu" and _lies_in_columns(rows):
         if rows.dtype == dtype:  # vector_norm along memory's long way takes 10 times as long
-            blocks = rows.T.split(max(1, _SQUARED // max(1, len(rows))))
-            lengths = torch.stack([block.square().sum(0) for block in blocks]).sum(0).sqrt()
+            blocks = in_blocks(rows.T, max(1, _SQUARED // max(1, len(rows))))
+            each = [block.square().sum(0) for block in blocks]
+            lengths = (each[0] if len(each) == 1 else torch.stack(each).sum(0)).sqrt()
         else:
             squares = rows.new_zeros(len(rows), dtype=dtype)
             for block in _columns(rows, dtype):
@@ -95,11 +98,13 @@ def length_of_all(rows: Shaped[Tensor, "*rest"]) -> Shaped[Tensor, ""]:
 
 
 def inner_products(
-    rows: Shaped[Tensor, "n d_model"], covectors: Float[Tensor, "d_model m"], at_once: int
-) -> Float[Tensor, "n m"]:
+    rows: Shaped[Tensor, "n d_model"], covectors: Float[Tensor, "d_model *m"], at_once: int
+) -> Float[Tensor, "n *m"]:
     """Rows @ covectors in the covectors' dtype, so many rows at a time, fewer where they are converted on a CPU."""
     if rows.dtype == covectors.dtype or rows.device.type != "cpu":
-        return torch.cat([block.to(covectors) @ covectors for block in rows.split(at_once)])
+        return joined([block.to(covectors) @ covectors for block in in_blocks(rows, at_once)])
+    if covectors.ndim == 1:
+        return inner_products(rows, covectors[:, None], at_once)[:, 0]
     if not _lies_in_columns(rows):
         return torch.cat([block.to(covectors) @ covectors for block in rows.split(CONVERTED)])
     total, here = rows.new_zeros(len(rows), covectors.shape[1], dtype=covectors.dtype), covectors.to(rows.device)
