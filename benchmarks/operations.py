@@ -39,7 +39,7 @@ def run() -> list[tuple[str, str]]:
     waited = sum(waits(model, tokens[0], len(tokens[0]) - 1, target, searched).values())
     text = table(["task", "operations", "ratio"], rows)
     text += missed("operations in those of a forward pass", ratio, 2.5, "layers are worked through one by one")
-    text += f"\nBeside the forward pass, the host would wait {waited} times for an accelerator's results (goal 40).\n"
+    text += f"\n\nBeside the forward pass, the host would wait {waited} times for an accelerator's results (goal 40).\n"
     return [("Operations on SmolLM2-135M", text)]
 
 
