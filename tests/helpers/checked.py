@@ -46,7 +46,7 @@ def _is_shape(annotation: Any) -> bool:
     if isinstance(annotation, (list, tuple)):
         return any(map(_is_shape, annotation))
     if isinstance(annotation, str):
-        return "[" in annotation
+        return True
     if inspect.isclass(annotation) and issubclass(annotation, jaxtyping.AbstractArray):
         return True
     return any(map(_is_shape, get_args(annotation)))
