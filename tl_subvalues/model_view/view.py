@@ -225,6 +225,15 @@ class ModelView:
             logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks))
         return logits
 
+    def logits_together(
+        self, prompts: Sequence[Int[Tensor, " _"]], hooks: Sequence[tuple[str, Any]]
+    ) -> tuple[Float[Tensor, "batch pos vocab"], list[int]]:
+        """As `logits`, of several prompts padded on the left; and where each of them begins."""
+        tokens, starts, padding = _padded(prompts)
+        with left_as_it_was(self.model, self._hook_points):
+            logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding)
+        return logits, starts
+
     @cached_property
     def _hook_points(self) -> list[Any]:
         return hook_points_of(self.model)
@@ -251,18 +260,12 @@ class ModelView:
         Prompts of different lengths are padded on the left and masked. Two of them are run alone too, and if a model
         answers otherwise then (its positions or its mask do not allow for padding), every prompt is run alone.
         """
-        longest = max(len(prompt) for prompt in prompts)
-        starts = [longest - len(prompt) for prompt in prompts]
         if len(prompts) == 1:
             return RunBatch([self.run_at(prompts[0], positions[0])], None)
-        if self.is_long(longest):
+        if self.is_long(max(len(prompt) for prompt in prompts)):
             return self._one_by_one(prompts, positions)
-        tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=prompts[0].device)
-        mask = torch.zeros_like(tokens)
-        for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
-            tokens[row, start:], mask[row, start:] = prompt, 1
+        tokens, starts, padding = _padded(prompts)
         wanted = {*self.hooks(), *self.embedding_hooks}
-        padding = {"attention_mask": mask} if any(starts) else {}
         logits, cache = self._run_with_cache(tokens, wanted, **padding)
         cached = {name: tensor for name, tensor in cache.items() if name in wanted}
         results = [
@@ -318,6 +321,17 @@ class ModelView:
         with torch.no_grad(), left_as_it_was(self.model, self._hook_points):
             _, cache = self.model.run_with_cache(tokens[None], names_filter=lambda n: n == name, stop_at_layer=1)
         return cache[name][0]
+
+
+def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "batch pos"], list[int], dict[str, Tensor]]:
+    """Prompts in one tensor, filled up on the left; where each begins; the mask that says so, where one is needed."""
+    longest = max(len(prompt) for prompt in prompts)
+    starts = [longest - len(prompt) for prompt in prompts]
+    tokens = torch.zeros(len(prompts), longest, dtype=torch.long, device=prompts[0].device)
+    mask = torch.zeros_like(tokens)
+    for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
+        tokens[row, start:], mask[row, start:] = prompt, 1
+    return tokens, starts, {"attention_mask": mask} if any(starts) else {}
 
 
 def _cut(cached: dict[str, Tensor], row: int, positions: slice, head_first: frozenset[str]) -> dict[str, Tensor]:

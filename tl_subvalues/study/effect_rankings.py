@@ -1,11 +1,14 @@
 """Rankings by what parts do through the rest of the model: total effects by each rule, and integrated gradients."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.decomposition.subvalues import NeuronSubvalues
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.study.ranked import (
     ATTN_NEURONS,
@@ -13,47 +16,92 @@ from tl_subvalues.study.ranked import (
     FFN_NEURONS_AT_POSITIONS,
     Contenders,
     Ranking,
+    ffn_parts,
+    highest,
 )
+from tl_subvalues.tracing.effect_tables import effect_tables, prompted
 from tl_subvalues.tracing.trace import Trace
+from tl_subvalues.upstream.covectors import Covectors, Entering
+from tl_subvalues.upstream.effects import Wanted
+from tl_subvalues.upstream.gradient import Asked, gradients
 from tl_subvalues.upstream.integrated import integrated_effects
 from tl_subvalues.upstream.led_back import EffectRule
 from tl_subvalues.upstream.summed import summed_effects
 
 
-def neurons_at_positions(rule: EffectRule) -> Ranking:
-    """The total effect of each FFN neuron at one position; that position alone is ablated."""
+def gradient_times_activation() -> Ranking:
+    """Coefficient times gradient, m · ∂ measure / ∂ m, exact through all that follows the neuron.
+
+    It is the total effect by gradient at the trace's position; the neuron is ablated everywhere, as by its increase.
+    """
+
+    def many(traces: Sequence[Trace]) -> list[Float[Tensor, " neuron"]]:
+        made = [_AtTheLast(trace.position, dict(ffn_parts(trace)), {}) for trace in traces]
+        gradients(
+            [
+                Asked(trace.run, trace.tokens, trace.target, trace.position + 1, own.take)
+                for trace, own in zip(traces, made, strict=True)
+            ]
+        )
+        return [own.scores() for own in made]
+
+    return scored_together(many, FFN_NEURONS)
+
+
+@dataclass(frozen=True)
+class _AtTheLast:
+    """Scores of FFN neurons at one position as covectors come."""
+
+    position: int
+    parts: dict[int, NeuronSubvalues]
+    found: dict[int, Tensor]
+
+    @torch.no_grad()
+    def take(self, covectors: Covectors | Entering) -> None:
+        """One sublayer's covectors."""
+        if isinstance(covectors, Covectors) and covectors.sublayer == "mlp":
+            m, (gradient,) = self.parts[covectors.layer].coefficients, covectors.inner
+            self.found[covectors.layer] = m * gradient[0, self.position].to(m)
+
+    def scores(self) -> Float[Tensor, " neuron"]:
+        """Layer after layer."""
+        return torch.cat([self.found[layer] for layer in self.parts])
+
+
+def scored_together(many: Callable[[Sequence[Trace]], list[Tensor]], of: Contenders) -> Ranking:
+    """A ranking by scores that are made of several traces at once."""
+
+    def tops(traces: Sequence[Trace], k: int) -> list[list[str]]:
+        return [highest(of, trace, scores, k) for trace, scores in zip(traces, many(traces), strict=True)]
+
+    return Ranking(lambda trace: many([trace])[0], together=tops, of=of)
+
+
+def _by_effects(wanted: Callable[[int | None], Wanted], of: Contenders, end: str) -> Ranking:
+    """A ranking by a table of effects, whose labels go up to a sign."""
+
+    @no_autocast_no_grad
+    def tables(traces: Sequence[Trace], k: int | None) -> list[Any]:
+        made = effect_tables(traces, wanted(k))
+        return [table.assign(label=table["label"].str.partition(end)[0]) if end else table for table in made]
 
     def scores(trace: Trace) -> Float[Tensor, " part"]:
-        table = trace.effects("ffn_neuron", top=None, rule=rule)
-        return _in_order(trace, FFN_NEURONS_AT_POSITIONS, table)
+        return _in_order(trace, of, tables([trace], None)[0])
 
-    def top(trace: Trace, k: int) -> list[str]:
-        return [str(label) for label in trace.effects("ffn_neuron", top=k, rule=rule, largest=True)["label"]]
+    def tops(traces: Sequence[Trace], k: int) -> list[list[str]]:
+        return [[str(label) for label in table["label"]] for table in tables(traces, k)]
 
-    return Ranking(scores, top, of=FFN_NEURONS_AT_POSITIONS)
+    return Ranking(scores, lambda trace, k: tops([trace], k)[0], tops, of=of)
+
+
+def neurons_at_positions(rule: EffectRule) -> Ranking:
+    """The total effect of each FFN neuron at one position; that position alone is ablated."""
+    return _by_effects(lambda k: Wanted("ffn_neuron", rule, "all", k, True), FFN_NEURONS_AT_POSITIONS, "")
 
 
 def neurons_at_the_last(rule: EffectRule) -> Ranking:
     """The total effect of each FFN neuron at the trace's position; it is ablated everywhere, as by its increase."""
-
-    def scores(trace: Trace) -> Float[Tensor, " neuron"]:
-        table = trace.effects("ffn_neuron", top=None, positions="last", rule=rule)
-        return _in_order(trace, FFN_NEURONS, table.assign(label=table["label"].str.partition("@")[0]))
-
-    return Ranking(scores, of=FFN_NEURONS)
-
-
-def everywhere(of: Contenders, rule: EffectRule) -> Ranking:
-    """The total effect of each FFN neuron or head, summed over all positions where it adds something."""
-
-    @no_autocast_no_grad
-    def scores(trace: Trace) -> Float[Tensor, " part"]:
-        final = trace.run.activations.final_residual(trace.position)[0]
-        gamma = trace.readout.gradient(trace.target, final)
-        layers = summed_effects(trace.run, trace.tokens, trace.target, gamma, of.unit, rule)
-        return torch.cat([effects for groups in layers.values() for effects in groups])
-
-    return Ranking(scores, of=of)
+    return _by_effects(lambda k: Wanted("ffn_neuron", rule, "last", k, True), FFN_NEURONS, "@")
 
 
 def attn_neurons(rule: EffectRule) -> Ranking:
@@ -61,18 +109,18 @@ def attn_neurons(rule: EffectRule) -> Ranking:
 
     Its source is ablated wherever it is read, as by an attention neuron's increase.
     """
+    return _by_effects(lambda k: Wanted("attn_neuron", rule, "last", k, True), ATTN_NEURONS, ">")
 
-    def effects(trace: Trace, top: int | None) -> Any:
-        table = trace.effects("attn_neuron", top=top, positions="last", rule=rule, largest=True)
-        return table.assign(label=table["label"].str.partition(">")[0])
 
-    def scores(trace: Trace) -> Float[Tensor, " part"]:
-        return _in_order(trace, ATTN_NEURONS, effects(trace, None))
+def everywhere(of: Contenders, rule: EffectRule) -> Ranking:
+    """The total effect of each FFN neuron or head, summed over all positions where it adds something."""
 
-    def top(trace: Trace, k: int) -> list[str]:
-        return [str(label) for label in effects(trace, k)["label"]]
+    @no_autocast_no_grad
+    def many(traces: Sequence[Trace]) -> list[Float[Tensor, " part"]]:
+        found = summed_effects([prompted(trace) for trace in traces], of.unit, rule)
+        return [torch.cat([effects for groups in layers.values() for effects in groups]) for layers in found]
 
-    return Ranking(scores, top, of=ATTN_NEURONS)
+    return scored_together(many, of)
 
 
 def _in_order(trace: Trace, of: Contenders, table: Any) -> Float[Tensor, " part"]:

@@ -200,20 +200,25 @@ def outcomes_of(
     tracer: Tracer, facts: Sequence[Fact], rankings: Mapping[str, Ranking], ks: Sequence[int]
 ) -> list[Item]:
     """The outcomes of each fact of a batch, as rows."""
-    return [{"rows": ablations(tracer.view, traced, rankings, ks)} for traced in tracer.together(facts)]
+    traces = tracer.together(facts)
+    named = {name: ranking.tops(traces, max(ks)) for name, ranking in rankings.items()}
+    found = []
+    for number, traced in enumerate(traces):
+        tops = {name: each[number] for name, each in named.items()}
+        warn_of_few(rankings, tops, max(ks))
+        found.append({"rows": ablations(tracer.view, traced, tops, ks)})
+    return found
 
 
 def ablations(
-    view: ModelView, traced: Trace, rankings: Mapping[str, Ranking], ks: Sequence[int]
+    view: ModelView, traced: Trace, tops: Mapping[str, Sequence[str]], ks: Sequence[int]
 ) -> list[dict[str, Any]]:
-    """One fact: the top of each ranking, and what ablating it does.
+    """One fact: what ablating the top of each ranking does.
 
     Returns:
         One row for each ranking and k: ranking, k, and log_prob and log_prob_diff (nats; the latter only where there is
         an `against`) and rank (1 is the top), each `_before` and `_after`.
     """
-    tops = {name: ranking.top(traced, max(ks)) for name, ranking in rankings.items()}
-    warn_of_few(rankings, tops, max(ks))
     parsed = {label: parse_label(label) for top in tops.values() for label in top}
     sets = [(name, k, [parsed[label] for label in top[:k]]) for name, top in tops.items() for k in ks]
     batch = max(1, _TOKENS // len(traced.tokens))

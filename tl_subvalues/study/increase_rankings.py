@@ -1,5 +1,6 @@
 """Rankings of the parts of a unit by their increases of the target's log-probability or probability, searched."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -8,8 +9,10 @@ from torch import Tensor
 
 from tl_subvalues.importance.candidates import Candidates
 from tl_subvalues.importance.search import rank
+from tl_subvalues.importance.together import rank_together
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.study.ranked import NO_PROBABILITY, Contenders, Ranking
+from tl_subvalues.tracing.batch import share_readings
 from tl_subvalues.tracing.trace import Trace
 
 
@@ -19,10 +22,11 @@ def by_increase(of: Contenders) -> Ranking:
     def scores(trace: Trace) -> Float[Tensor, " part"]:
         return _swept(trace.candidates(of.unit))
 
-    def top(trace: Trace, k: int) -> list[str]:
-        return _top(trace, trace.candidates(of.unit), k)
+    def tops(traces: Sequence[Trace], k: int) -> list[list[str]]:
+        share_readings(traces)
+        return _tops(traces, [trace.candidates(of.unit) for trace in traces], k)
 
-    return Ranking(scores, top, of=of)
+    return Ranking(scores, lambda trace, k: tops([trace], k)[0], tops, of=of)
 
 
 def by_prob_increase(of: Contenders) -> Ranking:
@@ -39,10 +43,11 @@ def by_prob_increase(of: Contenders) -> Ranking:
         group, _ = found.numbering.locate(torch.arange(len(found)))
         return found.score(_swept(found), group)
 
-    def top(trace: Trace, k: int) -> list[str]:
-        return _top(trace, candidates(trace), k)
+    def tops(traces: Sequence[Trace], k: int) -> list[list[str]]:
+        share_readings(traces)
+        return _tops(traces, [candidates(trace) for trace in traces], k)
 
-    return Ranking(scores, top, only="log_prob", of=of)
+    return Ranking(scores, lambda trace, k: tops([trace], k)[0], tops, only="log_prob", of=of)
 
 
 @no_autocast_no_grad
@@ -54,5 +59,9 @@ def _swept(candidates: Candidates) -> Float[Tensor, " part"]:
 
 
 @no_autocast_no_grad
-def _top(trace: Trace, candidates: Candidates, k: int) -> list[str]:
-    return [str(label) for label in trace.table(candidates, rank(candidates, top=k))["label"]]
+def _tops(traces: Sequence[Trace], many: Sequence[Candidates], k: int) -> list[list[str]]:
+    found = [rank(many[0], top=k)] if len(many) == 1 else rank_together(many, k)
+    return [
+        [str(label) for label in trace.table(candidates, ranked)["label"]]
+        for trace, candidates, ranked in zip(traces, many, found, strict=True)
+    ]

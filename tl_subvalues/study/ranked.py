@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -92,6 +92,7 @@ class Ranking:
 
     scores: Scores
     shortcut: Callable[[Trace, int], list[str]] | None = None
+    together: Callable[[Sequence[Trace], int], list[list[str]]] | None = None  # of several traces
     only: Measure | None = None  # the measure of the only targets that it ranks for; None is any
     of: Contenders = FFN_NEURONS
 
@@ -107,13 +108,26 @@ class Ranking:
         """
         if self.shortcut is not None:
             return self.shortcut(trace, k)
-        total, names = self.of.count(trace), NAMES[self.of.unit]
-        scores = torch.as_tensor(self.scores(trace)).detach().cpu()
-        if scores.shape != (total,):
-            raise ValueError(f"a ranking gives one score for each of {total} {names}, got {tuple(scores.shape)}.")
-        if scores.isnan().any():
-            raise ValueError(f"a ranking gave NaN for {int(scores.isnan().sum())} {names}; score every one.")
-        return self.of.labels(trace, torch.sort(scores, descending=True, stable=True).indices[:k])
+        return highest(self.of, trace, self.scores(trace), k)
+
+    def tops(self, traces: Sequence[Trace], k: int) -> list[list[str]]:
+        """`top` of each of several traces of one model, to rounding."""
+        return [self.top(trace, k) for trace in traces] if self.together is None else self.together(traces, k)
+
+
+def highest(of: Contenders, trace: Trace, scores: Any, k: int) -> list[str]:
+    """Labels of the k contenders with the highest scores.
+
+    Raises:
+        ValueError: if the scores are not one number for each contender.
+    """
+    total, names = of.count(trace), NAMES[of.unit]
+    scores = torch.as_tensor(scores).detach().cpu()
+    if scores.shape != (total,):
+        raise ValueError(f"a ranking gives one score for each of {total} {names}, got {tuple(scores.shape)}.")
+    if scores.isnan().any():
+        raise ValueError(f"a ranking gave NaN for {int(scores.isnan().sum())} {names}; score every one.")
+    return of.labels(trace, torch.sort(scores, descending=True, stable=True).indices[:k])
 
 
 def warn_of_few(rankings: Mapping[str, Ranking], tops: Mapping[str, Sequence[str]], k: int) -> None:

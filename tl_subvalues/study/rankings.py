@@ -14,6 +14,7 @@ from tl_subvalues.readout.targets import Measure
 from tl_subvalues.study.effect_rankings import (
     attn_neurons,
     everywhere,
+    gradient_times_activation,
     integrated,
     integrated_at_positions,
     integrated_at_the_last,
@@ -26,7 +27,6 @@ from tl_subvalues.study.neuron_scores import (
     coefficient,
     coefficient_times_norm,
     direct_logit_attribution,
-    gradient_times_activation,
     norm,
 )
 from tl_subvalues.study.ranked import (
@@ -48,7 +48,7 @@ RANKINGS: dict[str, Ranking] = {
     "norm": Ranking(norm),
     "coefficient_times_norm": Ranking(coefficient_times_norm),
     "direct_logit_attribution": Ranking(direct_logit_attribution),
-    "gradient_times_activation": Ranking(gradient_times_activation),  # the total effect by gradient at the last
+    "gradient_times_activation": gradient_times_activation(),  # the total effect by gradient at the last
     "total_effect_frozen_last": neurons_at_the_last("frozen"),
     "total_effect_half_last": neurons_at_the_last("half"),
     "total_effect_gradient": neurons_at_positions("gradient"),

@@ -18,9 +18,12 @@ from tl_subvalues.progress import bar
 from tl_subvalues.readout.asked import REST, asked
 from tl_subvalues.readout.reading import Reading, read_together
 from tl_subvalues.readout.readout import Scale, require_scale
+from tl_subvalues.tracing.effect_tables import effect_tables
 from tl_subvalues.tracing.prompt import Question, traces_of_prompts
 from tl_subvalues.tracing.spaces import warn_of_misplaced_spaces
 from tl_subvalues.tracing.trace import Trace
+from tl_subvalues.upstream.effects import EffectPositions, EffectUnit, Wanted
+from tl_subvalues.upstream.led_back import EffectRule
 
 
 def trace_batch(
@@ -163,6 +166,30 @@ class TraceBatch(Sequence[Trace]):
         """`Trace.attn_neurons` of every prompt; with top=None, the sweep's products are shared."""
         return self._tables("attn_neuron", top, largest, words, show_progress)
 
+    @no_autocast_no_grad
+    def effects(
+        self,
+        unit: EffectUnit = "ffn_neuron",
+        *,
+        top: int | None = 300,
+        positions: EffectPositions = "all",
+        rule: EffectRule = "gradient",
+        largest: bool | None = None,
+        words: int | None = None,
+        show_progress: bool = False,
+    ) -> pd.DataFrame:
+        """`Trace.effects` of every prompt; by rule "gradient", prompts share forward and backward passes.
+
+        `attrs` has a list of each prompt's score and of its direct_left_out.
+        """
+        wanted, tables = Wanted(unit, rule, positions, require_top(top), largest), []
+        with bar(f"effects in {len(self.traces)} prompts", len(self.traces), "prompts", show=show_progress) as shown:
+            for start in range(0, len(self.traces), self.batch_size):
+                traces = self.traces[start : start + self.batch_size]
+                tables += effect_tables(traces, wanted, words)
+                shown.update(len(traces))
+        return _together(tables)
+
     def _readings_of(self, start: int, traces: Sequence[Trace]) -> list[Reading]:
         """Readings of the traces from `start` on; those of the last batch are kept for the next table."""
         if start not in self._kept:
@@ -190,6 +217,18 @@ class TraceBatch(Sequence[Trace]):
                     tables.append(trace.with_words(trace.table(one, ranked), words))
                 shown.update(len(traces))
         return _together(tables)
+
+
+@no_autocast_no_grad
+def share_readings(traces: Sequence[Trace]) -> None:
+    """Make the readings of traces of one model in one product with the vocabulary, where there are none yet.
+
+    Each trace keeps its own, a number for every sublayer and word.
+    """
+    without = [trace for trace in traces if "reading" not in vars(trace)]
+    made = read_together([trace.target_at for trace in without]) if without else []
+    for trace, reading in zip(without, made, strict=True):
+        vars(trace)["reading"] = reading
 
 
 @no_autocast_no_grad
@@ -231,10 +270,18 @@ def _labelled(candidates: Candidates, ranked: Ranked) -> list[tuple[str, float]]
     return list(zip(labels_of(candidates.parts.unit, columns), ranked.increase.tolist(), strict=True))
 
 
+# What of a table's `attrs` a table of several prompts has a list of, and what it is called there.
+_MANY = {"certificate": "certificates", "score": "score", "direct_left_out": "direct_left_out"}
+
+
 def _together(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
     """Tables of several prompts as one, behind a column `prompt`."""
+    attrs = [table.attrs for table in tables]
     for number, table in enumerate(tables):
         table.insert(0, "prompt", number)
+        table.attrs = {}
     whole = pd.concat(tables, ignore_index=True)
-    whole.attrs = {"certificates": [table.attrs["certificate"] for table in tables]}
+    whole.attrs = {
+        _MANY.get(name, name): [own[name] for own in attrs] for name in _MANY if all(name in own for own in attrs)
+    }
     return whole

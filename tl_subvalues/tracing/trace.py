@@ -30,21 +30,20 @@ from tl_subvalues.show.tables import (
     activation_table,
     coefficients_in,
     curve_table,
-    effect_table,
     query_table,
     ranked_table,
     value_neurons_in,
 )
 from tl_subvalues.show.word_tables import vocabulary_table, writes_table
 from tl_subvalues.tracing.compare import compare
+from tl_subvalues.tracing.effect_tables import effect_tables
 from tl_subvalues.tracing.finish import document_of
 from tl_subvalues.tracing.graph import Graph, GraphRule, graph_of
 from tl_subvalues.tracing.prediction import ablate_each
 from tl_subvalues.upstream.activation import By, activation_scores
-from tl_subvalues.upstream.effects import EffectPositions, EffectUnit, Wanted, effects_of
+from tl_subvalues.upstream.effects import EffectPositions, EffectUnit, Wanted
 from tl_subvalues.upstream.led_back import EffectRule
 from tl_subvalues.upstream.query import query_scores
-from tl_subvalues.upstream.sinks import sinks
 from tl_subvalues.words.readings import By as ReadBy
 from tl_subvalues.words.vocabulary import Words, vocabulary, writes
 
@@ -340,14 +339,7 @@ class Trace(Pages):
             UnsupportedModelError: naming a layer that nothing can be led back through.
             ValueError: for an unknown unit, rule or positions; for words of embeddings.
         """
-        self.run.require_unchanged()
-        if words is not None and unit == "embedding":
-            raise ValueError("words= reads what components write; embeddings and bias terms have none, leave it out.")
-        wanted = Wanted(unit, rule, positions, require_top(top), largest)
-        final = self.run.activations.final_residual(self.position)[0]
-        gamma = self.readout.gradient(self.target, final)
-        effects = effects_of(self.run, self.tokens, self.target, gamma, wanted)
-        return self.with_words(effect_table(effects, self.str_tokens, sinks(self.run)), words)
+        return effect_tables([self], Wanted(unit, rule, positions, require_top(top), largest), words)[0]
 
     def compare(self, other: "Trace", unit: Unit = "head", top: int | None = 300) -> pd.DataFrame:
         """Another trace of this model beside this one, another prompt or another target, component by component.

@@ -12,7 +12,7 @@ from tl_subvalues.labels import Component
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
-from tl_subvalues.upstream.gradient import gradients
+from tl_subvalues.upstream.gradient import Asked, gradients
 
 
 @no_autocast_no_grad
@@ -51,7 +51,7 @@ def total_effects(run: Run, tokens: Tensor, target: Target, components: Sequence
                         if _at(run, components[i]) == at:
                             found[i] = float(products[tuple(getattr(components[i], axis) for axis in axes)])
 
-    gradients(run, tokens, target, n, take)
+    gradients([Asked(run, tokens, target, n, take)])
     return found
 
 

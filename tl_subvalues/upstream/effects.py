@@ -9,7 +9,7 @@ and all bias terms add up to the score ⟨x_final, γ_final⟩: what the output 
 the other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -24,6 +24,7 @@ from tl_subvalues.labels import NAMES, PART_OF, Unit, bias_label
 from tl_subvalues.model_view import sum_tolerance
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
+from tl_subvalues.upstream.gradient import Asked
 from tl_subvalues.upstream.led_back import EffectRule, lead_back
 
 EffectUnit = Literal["sublayer", "head", "head_position", "attn_neuron", "ffn_neuron", "embedding"]
@@ -74,27 +75,30 @@ class Effects:
     score: float  # ⟨x_final, γ_final⟩: the sum of all direct effects
 
 
-def effects_of(
-    run: Run, tokens: Int[Tensor, " pos"], target: Target, final: Float[Tensor, " d_model"], wanted: Wanted
-) -> Effects:
-    """Effects of all parts of one unit, the best `top` of them.
+@dataclass(frozen=True)
+class Prompted:
+    """What effects are of: a run at the position where a target is predicted."""
 
-    Args:
-        run: at the position where the target is predicted.
-        tokens: the prompt.
-        target: whose measure.
-        final: γ_final, the gradient of the measure with respect to the final residual stream, its norm's scale held.
-        wanted: which effects.
+    run: Run
+    tokens: Int[Tensor, " pos"]
+    target: Target
+    final: Float[Tensor, " d_model"]  # γ_final, with respect to the final residual stream, its norm's scale held
+
+
+def effects_of(many: Sequence[Prompted], wanted: Wanted) -> list[Effects]:
+    """Effects of all parts of one unit in several runs of one model, the best `top` of each.
 
     Raises:
         UnsupportedModelError: if nothing can be led back through a layer, naming it, or if the effects of embeddings
             and bias terms do not add up to the score.
     """
-    made = _Made(run, final, wanted, first_positions(run))
-    lead_back(run, tokens, target, final, wanted.rule, made.n, made.take)
+    made = [_Made(one.run, one.final, wanted, first_positions(one.run)) for one in many]
+    asked = [Asked(one.run, one.tokens, one.target, own.n, own.take) for one, own in zip(many, made, strict=True)]
+    lead_back(asked, [one.final for one in many], wanted.rule)
     if wanted.rule != "gradient":
-        made.check_sum()
-    return made.effects()
+        for own in made:
+            own.check_sum()
+    return [own.effects() for own in made]
 
 
 class _Made:
