@@ -8,6 +8,8 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -35,7 +37,7 @@ def written(folder: Path) -> dict[str, Path]:
     return paths
 
 
-def peak(work: object) -> tuple[float, float]:
+def peak(work: Callable[[], object]) -> tuple[float, float]:
     """Seconds, and MB resident beyond what was there, looked at twenty times a second."""
     before, most, done = resident_mb(), [0.0], threading.Event()
 
@@ -62,13 +64,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         paths, lines = written(Path(scratch)), []
         for name, path in paths.items():
-            out = Path(scratch) / f"parts-{name}"
-            shard = (0, SHARDS)
-            seconds, mb = peak(
-                lambda path=path, out=out: tlsv.collect(
-                    model, path, top=20, prepend_bos=False, out=out, shard=shard, show_progress=False
-                )
-            )
+            how = {"top": 20, "prepend_bos": False, "shard": (0, SHARDS), "out": Path(scratch) / f"parts-{name}"}
+            seconds, mb = peak(partial(tlsv.collect, model, path, show_progress=False, **how))
             size = sum(file.stat().st_size for file in path.rglob("*")) if path.is_dir() else path.stat().st_size
             lines.append([name, f"{size / 2**20:.0f} MB", f"{seconds:.1f} s", f"{mb:.0f} MB"])
     print(table([f"{ROWS:,} rows, of which {ROWS // SHARDS}", "file", "time", "memory beyond the start"], lines))

@@ -14,7 +14,7 @@ from tl_subvalues.loading.ggufs import STAGES, gguf_folder, source_of
 from tl_subvalues.loading.kept import cache_folder
 from tl_subvalues.loading.origin import remember
 from tl_subvalues.loading.progress import StageBar, hosts_bars_hidden
-from tl_subvalues.model_view import load_named
+from tl_subvalues.model_view import load_named, require_supported_release
 from tl_subvalues.progress import watched
 
 __all__ = ["EMBEDDED", "cache_folder", "load_model"]
@@ -133,6 +133,7 @@ def _converted(folder: Path, bar: StageBar, how: dict[str, Any]) -> Any:
 
 def _named(name: str, **how: Any) -> Any:
     """A model from the hub or a folder; what fails in other libraries comes as one sentence."""
+    require_supported_release()
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -24,7 +24,7 @@ from tl_subvalues.model_view.checks import (
 from tl_subvalues.model_view.experts import Expert, MixtureOfExperts, Routed
 from tl_subvalues.model_view.layers import Layer
 from tl_subvalues.model_view.loading import load_named
-from tl_subvalues.model_view.releases import shows_a_copy
+from tl_subvalues.model_view.releases import require_supported_release, shows_a_copy
 from tl_subvalues.model_view.tokens import (
     answer_tokens,
     decode_each,
@@ -65,6 +65,7 @@ __all__ = [
     "mixing_errors",
     "not_one_token",
     "prompt_tokens",
+    "require_supported_release",
     "resolve_target",
     "shows_a_copy",
     "spaced_ids",
