@@ -15,7 +15,7 @@ from helpers.facts import SMALL, make_facts
 import tl_subvalues as tlsv
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.bridge]
+pytestmark = [pytest.mark.slow, pytest.mark.bridge, pytest.mark.any_release]
 
 TESTS = Path(__file__).parent
 FACTS = make_facts(40)

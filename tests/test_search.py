@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import tl_subvalues as tlsv
 from tl_subvalues.decomposition.subvalues import WholeSubvalues
+from tl_subvalues.importance import search
 from tl_subvalues.importance.bounds import SiteBounds, site_bounds
 from tl_subvalues.readout.reading import read
 from tl_subvalues.readout.targets import Target
@@ -204,3 +205,17 @@ def test_search_equals_sweep_on_any_model(
     trace = tlsv.trace(model, tokens, target, scale=scale)
     assert_search_is_sweep(trace, "ffn_neurons", [k], largest)
     assert_search_is_sweep(trace, "attn_neurons", [k], largest)
+
+
+@pytest.mark.parametrize("unit", ["ffn_neurons", "attn_neurons"])
+def test_many_promises_are_put_in_order_a_few_at_a_time(
+    unit: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same rows and the same certificate, whatever the number at a time, the last ones fewer."""
+    trace = tlsv.trace(zoo.model("llama"), tokens, 5)
+    expected = getattr(trace, unit)(top=9)
+    for at_once in (1, 7, 100):
+        monkeypatch.setattr(search, "_SORTED", at_once)
+        found = getattr(trace, unit)(top=9)
+        pd.testing.assert_frame_equal(found, expected)
+        assert found.attrs == expected.attrs

@@ -22,6 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_folder(tmp_path_factory.mktemp("tiny"))
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["collect", "evaluate"])
 def test_a_job_array(what: str, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

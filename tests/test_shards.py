@@ -283,6 +283,7 @@ else:
 """
 
 
+@pytest.mark.any_release
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["collect", "evaluate"])
 def test_killed_workers_lose_and_double_nothing(what: str, model: Any, tmp_path: Path) -> None:
