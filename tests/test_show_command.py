@@ -22,9 +22,10 @@ def test_a_trace_is_written_saved_and_shown(folder: Path, tmp_path: Path, capsys
     page, saved = tmp_path / "t.html", tmp_path / "t.zip"
     asked = ["trace", "w3 w4 w5", "--target", "w6", "--model", str(folder), "--top", "4"]
     assert run(*asked, "--html", str(page), "--save", str(saved)) == 0
-    capsys.readouterr()
+    assert capsys.readouterr().err.splitlines()[-2:] == [f"saved {page}", f"saved {saved}"]
     assert page.read_text(encoding="utf-8").startswith("<!DOCTYPE html>")
     opened = tlsv.open_trace(saved)
+    assert [len(opened.ffn_neurons()), opened.document["top"]] == [4, 4]
     assert (opened.str_tokens[-3:], opened.target_token) == (["w3", "w4", "w5"], "w6")
     assert run("show", str(saved), "--top", "3") == 0
     captured = capsys.readouterr()

@@ -32,7 +32,7 @@ def cli(context: click.Context) -> None:
 
 @cli.command()
 @asking_options
-@click.option("--top", default=10, show_default=True, type=click.IntRange(min=1), help="Rows of each table.")
+@click.option("--top", type=click.IntRange(min=1), help="Rows of each table: 10, of a page 50, of a saved trace 300.")
 @click.option("--json", "json_file", metavar="FILE", help="Write all that is shown as JSON; - is standard output.")
 @click.option("--plots", "plots_dir", metavar="DIR", help="Save the pictures into this folder.")
 @click.option(
@@ -45,7 +45,7 @@ def cli(context: click.Context) -> None:
 @click.option("--html", "html_file", metavar="FILE", help="Write the trace as a page, one file that opens offline.")
 @click.option("--save", "save_to", metavar="FILE", help="Save the trace for `show` and open_trace: a folder or a .zip.")
 def trace(
-    top: int,
+    top: int | None,
     json_file: str | None,
     html_file: str | None,
     save_to: str | None,
@@ -71,7 +71,7 @@ def trace(
     report = make_report(
         found.trace,
         model=asked.name,
-        top=top,
+        top=top or 10,
         chosen=found.chosen,
         warnings=found.said,
         show_progress=found.progress,
@@ -81,9 +81,11 @@ def trace(
         for path in save_all(found.trace, None if neurons is None else neurons.attrs["neuron"], folder, plots_format):
             click.echo(f"saved {shown(path)}", err=True)
     if html_file is not None:
-        found.trace.to_html(html_file)
+        found.trace.to_html(html_file, top=top or 50)
+        click.echo(f"saved {shown(html_file)}", err=True)
     if save_to is not None:
-        found.trace.save(save_to)
+        found.trace.save(save_to, top=top or 300)
+        click.echo(f"saved {shown(save_to)}", err=True)
     write(report, to_json(report), json_file)
 
 
