@@ -218,7 +218,7 @@ def test_a_sink_is_marked(share: float, expected: set[int], tokens: Tensor, monk
     monkeypatch.setattr(type(trace.run.activations), "pattern", lambda self, layer: pattern)
     assert sinks(trace.run) == expected
     monkeypatch.undo()
-    monkeypatch.setattr("tl_subvalues.tracing.trace.sinks", lambda run: frozenset({3}))
+    monkeypatch.setattr("tl_subvalues.tracing.effect_tables.sinks", lambda run: frozenset({3}))
     table = trace.effects(top=None)
     assert set(table.loc[table["sink"], "position"]) == {3}
 
