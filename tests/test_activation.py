@@ -196,7 +196,9 @@ def test_order_of_rows(tokens: torch.Tensor) -> None:
         ("L1H0D0@99", "sublayer", "no position 99"),
         ("L9N0", "sublayer", "out of range"),
         ("nonsense", "sublayer", "is not a label"),
-        ("embed@1", "sublayer", "stands in tables for what no layer adds"),
+        ("embed@1", "sublayer", "'embed@1' stands in tables for an embedding or a bias term"),
+        ("1_mlp_bias", "sublayer", "stands in tables for"),
+        ("biased", "sublayer", "is not a label"),
     ],
 )
 def test_refusals(label: str, by: str, message: str, tokens: torch.Tensor, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -81,11 +81,27 @@ def test_what_names_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     for name, message in (
         ("", "name is empty"),
         (3, "named by text or a path, got int"),
+        (b"gpt2", "named by text or a path, got bytes"),
+        ("~no-such-user/model", "no such user"),
+        ("x" * 300, "too long"),
         (tmp_path, "has no config.json"),
         (str(tmp_path), "has no config.json"),
     ):
         with pytest.raises(ValueError, match=message):
             tlsv.load_model(name)
+
+
+def test_a_folder_beside_that_is_called_like_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name is looked for as ever, whatever stands in a folder of that name; a path is the folder."""
+    (tmp_path / "gpt2-small").mkdir()
+    monkeypatch.chdir(tmp_path)
+    asked = []
+    monkeypatch.setattr("tl_subvalues.loading.models.load_named", lambda name, **_: asked.append(name) or 1 / 0)
+    with pytest.raises(ValueError, match="division"):
+        tlsv.load_model("gpt2-small")
+    assert asked == ["gpt2-small"]
+    with pytest.raises(ValueError, match=r"has no config\.json"):
+        tlsv.load_model(Path("gpt2-small"))
 
 
 @pytest.mark.slow

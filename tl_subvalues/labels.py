@@ -126,8 +126,8 @@ def labels_of(unit: Unit, columns: Mapping[str, Sequence[Any]]) -> list[str]:
     return [f"{label}{joint}{at}" for label, at in zip(labels, columns["at"], strict=True)]
 
 
-# Rows of tables, which are no components.
-_OF_NO_LAYER = ("embed", "pos_embed", "bias")
+# Rows of tables that are no components.
+_NO_PART = re.compile(r"(embed|pos_embed|bias|others)(@\d+)?|\d+_\w+_bias")
 
 
 def parse_label(label: str) -> Component:
@@ -143,9 +143,9 @@ def parse_label(label: str) -> Component:
             sublayer = fields.pop("sublayer", PART_OF[unit] or "attn")
             numbers = {name: int(value) for name, value in fields.items() if value is not None}
             return Component(unit, sublayer=cast(Sublayer, sublayer), **numbers)
-    if isinstance(label, str) and label.startswith(_OF_NO_LAYER):
+    if isinstance(label, str) and _NO_PART.fullmatch(label):
         raise ValueError(
-            f"{label!r} stands in tables for what no layer adds, an embedding or a bias; name a part of a layer, as "
+            f"{label!r} stands in tables for an embedding or a bias term, which is no subvalue; name one, as "
             "'L24N1005' or 'L23H4@3'."
         )
     raise ValueError(

@@ -15,6 +15,7 @@ from tl_subvalues.loading.kept import cache_folder
 from tl_subvalues.loading.origin import remember
 from tl_subvalues.loading.progress import StageBar, hosts_bars_hidden
 from tl_subvalues.model_view import load_named, require_supported_release
+from tl_subvalues.paths import named_path
 from tl_subvalues.progress import watched
 
 __all__ = ["EMBEDDED", "cache_folder", "load_model"]
@@ -67,15 +68,25 @@ def load_model(
             raise ValueError(f"device is what torch.device takes (cpu, cuda:1, mps, …), got {device!r}.") from error
     if not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype is one of torch's, as torch.float32, got {dtype!r}.")
-    try:
-        name = os.fspath(name)
-    except TypeError as error:
-        raise ValueError(f"a model is named by text or a path, got {type(name).__name__}.") from error
-    if not name:
-        raise ValueError(f"the model's name is empty; name one of the Hugging Face hub, a folder, or {EMBEDDED!r}.")
+    name = _name_of(name)
     model = _loaded(name, device, dtype, device_map, watched() if show_progress is None else show_progress)
     remember(model, name, device, dtype, device_map)
     return model
+
+
+def _name_of(model: "str | os.PathLike[str]") -> str:
+    """A model's name as text; a path is told apart from a name on the hub.
+
+    Raises:
+        ValueError: for what is neither, nothing, and what no file can be called.
+    """
+    name = os.fspath(model) if hasattr(model, "__fspath__") else model
+    if not isinstance(name, str):
+        raise ValueError(f"a model is named by text or a path, got {type(model).__name__}.")
+    if not name:
+        raise ValueError(f"the model's name is empty; name one of the Hugging Face hub, a folder, or {EMBEDDED!r}.")
+    named_path(name)
+    return name if isinstance(model, str) or _PATH.fullmatch(name) else os.path.join(os.curdir, name)
 
 
 def _loaded(name: str, device: Any, dtype: torch.dtype, device_map: Any, show: bool) -> Any:
@@ -134,16 +145,17 @@ def _converted(folder: Path, bar: StageBar, how: dict[str, Any]) -> Any:
 def _named(name: str, **how: Any) -> Any:
     """A model from the hub or a folder; what fails in other libraries comes as one sentence."""
     require_supported_release()
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    # Another name may be one of the hub's, or a short one of TransformerLens's, with a folder called so beside.
+    if _PATH.fullmatch(name):
+        folder = Path(name).expanduser()
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{shown(name)}: there is no such folder.")
         if not (folder / "config.json").is_file():
             raise ValueError(
                 f"{shown(folder)} has no config.json; a model's folder holds that, its weights and its tokenizer, as "
                 "save_pretrained writes them."
             )
         name = str(folder)
-    elif _PATH.fullmatch(name):
-        raise FileNotFoundError(f"{shown(name)}: there is no such folder.")
     try:
         return load_named(name, **how)
     except (ValueError, ImportError, MemoryError, torch.OutOfMemoryError):
