@@ -314,7 +314,7 @@ def mixing_errors(
             alike.setdefault(own.shape, []).append(layer)
     found = []
     for layers in alike.values():
-        zs = torch.stack([activations.z(layer, positions).flatten() for layer in layers])
+        zs = torch.stack([activations.z(layer, positions) for layer in layers]).flatten(1)
         missing = torch.stack([mixed[layer] for layer in layers]).flatten(1) - zs
         found.append(torch.stack([missing.abs().amax(1), zs.abs().amax(1)], 1))
     numbers = torch.cat(found).tolist() if found else []

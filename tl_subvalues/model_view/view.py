@@ -227,12 +227,12 @@ class ModelView:
 
     def logits_together(
         self, prompts: Sequence[Int[Tensor, " _"]], hooks: Sequence[tuple[str, Any]]
-    ) -> tuple[Float[Tensor, "batch pos vocab"], list[int]]:
-        """As `logits`, of several prompts padded on the left; and where each of them begins."""
-        tokens, starts, padding = _padded(prompts)
+    ) -> Float[Tensor, "batch pos vocab"]:
+        """As `logits`, of several prompts, padded on the left so that all end together."""
+        tokens, _, padding = _padded(prompts)
         with left_as_it_was(self.model, self._hook_points):
             logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding)
-        return logits, starts
+        return logits
 
     @cached_property
     def _hook_points(self) -> list[Any]:

@@ -353,10 +353,7 @@ class Softmax:
         rows = inside.reshape(-1, inside.shape[-1])
         result = rows.new_empty(len(rows), self.n_classes)
         for words, W in self.blocks():
-            if rows.requires_grad:  # autograd takes no out=
-                result[:, words] = rows @ W
-            else:
-                torch.mm(rows, W, out=result[:, words])
+            result[:, words] = rows @ W
         return result.view(*inside.shape[:-1], self.n_classes)
 
     def _raw(self, normed: Float[Tensor, "*rest d_model"]) -> Float[Tensor, "*rest classes"]:

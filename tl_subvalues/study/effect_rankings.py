@@ -16,8 +16,9 @@ from tl_subvalues.study.ranked import (
     FFN_NEURONS_AT_POSITIONS,
     Contenders,
     Ranking,
+    ScoresTogether,
+    TopsTogether,
     ffn_parts,
-    highest,
 )
 from tl_subvalues.tracing.effect_tables import effect_tables, prompted
 from tl_subvalues.tracing.trace import Trace
@@ -45,7 +46,7 @@ def gradient_times_activation() -> Ranking:
         )
         return [own.scores() for own in made]
 
-    return scored_together(many, FFN_NEURONS)
+    return Ranking(ScoresTogether(many), of=FFN_NEURONS)
 
 
 @dataclass(frozen=True)
@@ -68,32 +69,6 @@ class _AtTheLast:
         return torch.cat([self.found[layer] for layer in self.parts])
 
 
-def scored_together(many: Callable[[Sequence[Trace]], list[Tensor]], of: Contenders) -> Ranking:
-    """A ranking by scores that are made of several traces at once."""
-
-    def tops(traces: Sequence[Trace], k: int) -> list[list[str]]:
-        return [highest(of, trace, scores, k) for trace, scores in zip(traces, many(traces), strict=True)]
-
-    return Ranking(lambda trace: many([trace])[0], together=tops, of=of)
-
-
-def _by_effects(wanted: Callable[[int | None], Wanted], of: Contenders, end: str) -> Ranking:
-    """A ranking by a table of effects, whose labels go up to a sign."""
-
-    @no_autocast_no_grad
-    def tables(traces: Sequence[Trace], k: int | None) -> list[Any]:
-        made = effect_tables(traces, wanted(k))
-        return [table.assign(label=table["label"].str.partition(end)[0]) if end else table for table in made]
-
-    def scores(trace: Trace) -> Float[Tensor, " part"]:
-        return _in_order(trace, of, tables([trace], None)[0])
-
-    def tops(traces: Sequence[Trace], k: int) -> list[list[str]]:
-        return [[str(label) for label in table["label"]] for table in tables(traces, k)]
-
-    return Ranking(scores, lambda trace, k: tops([trace], k)[0], tops, of=of)
-
-
 def neurons_at_positions(rule: EffectRule) -> Ranking:
     """The total effect of each FFN neuron at one position; that position alone is ablated."""
     return _by_effects(lambda k: Wanted("ffn_neuron", rule, "all", k, True), FFN_NEURONS_AT_POSITIONS, "")
@@ -112,6 +87,24 @@ def attn_neurons(rule: EffectRule) -> Ranking:
     return _by_effects(lambda k: Wanted("attn_neuron", rule, "last", k, True), ATTN_NEURONS, ">")
 
 
+def _by_effects(wanted: Callable[[int | None], Wanted], of: Contenders, end: str) -> Ranking:
+    """A ranking by a table of effects, whose labels go up to a sign."""
+
+    @no_autocast_no_grad
+    def tables(traces: Sequence[Trace], k: int | None) -> list[Any]:
+        made = effect_tables(traces, wanted(k))
+        return [table.assign(label=table["label"].str.partition(end)[0]) if end else table for table in made]
+
+    def scores(traces: Sequence[Trace]) -> list[Float[Tensor, " part"]]:
+        return [_in_order(trace, of, table) for trace, table in zip(traces, tables(traces, None), strict=True)]
+
+    def tops(traces: Sequence[Trace], k: int) -> list[list[str]]:
+        return [[str(label) for label in table["label"]] for table in tables(traces, k)]
+
+    # Few enough to be scored one and all; and who puts other scores in their place is not led past them.
+    return Ranking(ScoresTogether(scores), None if of is FFN_NEURONS else TopsTogether(tops), of=of)
+
+
 def everywhere(of: Contenders, rule: EffectRule) -> Ranking:
     """The total effect of each FFN neuron or head, summed over all positions where it adds something."""
 
@@ -120,7 +113,7 @@ def everywhere(of: Contenders, rule: EffectRule) -> Ranking:
         found = summed_effects([prompted(trace) for trace in traces], of.unit, rule)
         return [torch.cat([effects for groups in layers.values() for effects in groups]) for layers in found]
 
-    return scored_together(many, of)
+    return Ranking(ScoresTogether(many), of=of)
 
 
 def _in_order(trace: Trace, of: Contenders, table: Any) -> Float[Tensor, " part"]:

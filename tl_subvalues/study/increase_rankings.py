@@ -11,7 +11,7 @@ from tl_subvalues.importance.candidates import Candidates
 from tl_subvalues.importance.search import rank
 from tl_subvalues.importance.together import rank_together
 from tl_subvalues.numerics.blocks import no_autocast_no_grad
-from tl_subvalues.study.ranked import NO_PROBABILITY, Contenders, Ranking
+from tl_subvalues.study.ranked import NO_PROBABILITY, Contenders, Ranking, TopsTogether
 from tl_subvalues.tracing.batch import share_readings
 from tl_subvalues.tracing.trace import Trace
 
@@ -26,7 +26,7 @@ def by_increase(of: Contenders) -> Ranking:
         share_readings(traces)
         return _tops(traces, [trace.candidates(of.unit) for trace in traces], k)
 
-    return Ranking(scores, lambda trace, k: tops([trace], k)[0], tops, of=of)
+    return Ranking(scores, TopsTogether(tops), of=of)
 
 
 def by_prob_increase(of: Contenders) -> Ranking:
@@ -47,7 +47,7 @@ def by_prob_increase(of: Contenders) -> Ranking:
         share_readings(traces)
         return _tops(traces, [candidates(trace) for trace in traces], k)
 
-    return Ranking(scores, lambda trace, k: tops([trace], k)[0], tops, only="log_prob", of=of)
+    return Ranking(scores, TopsTogether(tops), only="log_prob", of=of)
 
 
 @no_autocast_no_grad

@@ -87,12 +87,33 @@ HEADS = PartsOf("head")
 
 
 @dataclass(frozen=True)
+class ScoresTogether:
+    """Scores that are made of several traces of one model at once."""
+
+    many: Callable[[Sequence[Trace]], list[Tensor]]
+
+    def __call__(self, trace: Trace) -> Tensor:
+        """Of one trace."""
+        return self.many([trace])[0]
+
+
+@dataclass(frozen=True)
+class TopsTogether:
+    """A shortcut through several traces of one model at once."""
+
+    many: Callable[[Sequence[Trace], int], list[list[str]]]
+
+    def __call__(self, trace: Trace, k: int) -> list[str]:
+        """Through one trace."""
+        return self.many([trace], k)[0]
+
+
+@dataclass(frozen=True)
 class Ranking:
     """A ranking of parts: call it with a trace for all scores, or ask for the top."""
 
     scores: Scores
     shortcut: Callable[[Trace, int], list[str]] | None = None
-    together: Callable[[Sequence[Trace], int], list[list[str]]] | None = None  # of several traces
     only: Measure | None = None  # the measure of the only targets that it ranks for; None is any
     of: Contenders = FFN_NEURONS
 
@@ -111,8 +132,13 @@ class Ranking:
         return highest(self.of, trace, self.scores(trace), k)
 
     def tops(self, traces: Sequence[Trace], k: int) -> list[list[str]]:
-        """`top` of each of several traces of one model, to rounding."""
-        return [self.top(trace, k) for trace in traces] if self.together is None else self.together(traces, k)
+        """`top` of each of several traces of one model, to rounding: near ties may be told apart otherwise."""
+        if isinstance(self.shortcut, TopsTogether):
+            return self.shortcut.many(traces, k)
+        if self.shortcut is None and isinstance(self.scores, ScoresTogether):
+            made = self.scores.many(traces)
+            return [highest(self.of, trace, scores, k) for trace, scores in zip(traces, made, strict=True)]
+        return [self.top(trace, k) for trace in traces]
 
 
 def highest(of: Contenders, trace: Trace, scores: Any, k: int) -> list[str]:

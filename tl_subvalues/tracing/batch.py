@@ -178,7 +178,10 @@ class TraceBatch(Sequence[Trace]):
         words: int | None = None,
         show_progress: bool = False,
     ) -> pd.DataFrame:
-        """`Trace.effects` of every prompt; by rule "gradient", prompts share forward and backward passes.
+        """`Trace.effects` of every prompt.
+
+        By rule "gradient", so many prompts share a forward and a backward pass as autograd keeps 512 MB of; by the
+        others each is led back by itself.
 
         `attrs` has a list of each prompt's score and of its direct_left_out.
         """

@@ -21,8 +21,10 @@ from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
 
 Take = Callable[[Covectors | Entering], None]
-# Tokens of one backward pass over several prompts: what autograd keeps of them is some hundred MB of a 7B model.
-_TOKENS = 512
+# Bytes that autograd may keep of several prompts in one pass. Of a Llama it keeps 84 for each number of the residual
+# stream, token and layer in float32, and 47 in bfloat16; and twice the logits.
+_BYTES = 512 << 20
+_KEPT = 84 / 4
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def gradients(many: Sequence[Asked]) -> None:
         UnsupportedModelError: if the model, run again, ends elsewhere than a run did, or no gradient reaches a
             sublayer.
     """
-    for batch in _batches(many):
+    for batch in _batches(many) if many else ():
         if len(batch) == 1 or not _gradients(batch, alone=False):
             for one in batch:
                 _gradients([one], alone=True)
@@ -53,10 +55,12 @@ def gradients(many: Sequence[Asked]) -> None:
 
 def _batches(many: Sequence[Asked]) -> Iterator[list[Asked]]:
     """In order, so many together as fill a pass."""
-    batch: list[Asked] = []
+    view = many[0].run.view
+    each = int(_KEPT * view.n_layers * view.model.cfg.d_model + 2 * view.readout.d_vocab) * view.dtype.itemsize
+    most, batch = _BYTES // each, list[Asked]()
     for one in many:
         longest = max(len(each.tokens) for each in [*batch, one])
-        if batch and ((len(batch) + 1) * longest > _TOKENS or one.run.view.is_long(longest)):
+        if batch and ((len(batch) + 1) * longest > most or one.run.view.is_long(longest)):
             yield batch
             batch = []
         batch.append(one)
@@ -95,8 +99,12 @@ def _gradients(batch: Sequence[Asked], *, alone: bool) -> bool:
     hooks.append((f"blocks.{view.n_layers - 1}.hook_resid_post", end))
     with torch.inference_mode(False), torch.enable_grad():
         try:
-            logits, _ = view.logits_together([one.tokens.clone() for one in batch], hooks)
+            logits = view.logits_together([one.tokens.clone() for one in batch], hooks)
         except _EndsElsewhereError:
+            return False
+        except torch.OutOfMemoryError:
+            if alone:
+                raise
             return False
         values = [
             one.target.value(logits[row, start + one.run.position].to(view.compute_dtype).log_softmax(-1))

@@ -54,7 +54,7 @@ export function curve(view) {
       "aria-valuenow": at,
       "aria-valuetext": said(at),
     },
-    ticks.map((tick) => [s("line.rule", { x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), s("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(tick).replace("-", "−"))]),
+    ticks.map((tick) => [s("line.rule", { x1: left, x2: width - right, y1: y(tick), y2: y(tick) }), s("text", { x: left - 6, y: y(tick) + 4, "text-anchor": "end" }, String(tick).replaceAll("-", "−"))]),
     [0, 0.5, 1].map((tick) => s("text.second", { x: width - right + 6, y: yProb(tick) + 4 }, `${100 * tick} %`)),
     rows.map((row, i) => (i % step === 1 ? s("text", { x: x(i), y: height - 8, "text-anchor": "middle" }, String(row.label).replace(/^(\d+)_.*/, "$1")) : null)),
     s("path.line.probability", { d: path(probs.map((p, i) => [x(i), yProb(p)])) }),
