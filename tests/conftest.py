@@ -4,7 +4,7 @@ Nothing heavy is imported at once: the process that hands tests out to others ne
 """
 
 import contextlib
-import importlib
+import importlib.util
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,11 +14,8 @@ import jaxtyping
 import pytest
 from helpers.checked import check_shapes_where_there_are
 
+PACKAGE = Path(str(importlib.util.find_spec("tl_subvalues").origin)).parent
 check_shapes_where_there_are()  # before the package is imported
-
-import tl_subvalues  # noqa: E402
-
-PACKAGE = Path(tl_subvalues.__file__).parent
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -136,4 +133,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(folder: Path) -> Any:
     """The model that --model loads."""
+    import tl_subvalues
+
     return tl_subvalues.load_model(str(folder))

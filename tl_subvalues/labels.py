@@ -145,8 +145,8 @@ def parse_label(label: str) -> Component:
             return Component(unit, sublayer=cast(Sublayer, sublayer), **numbers)
     if isinstance(label, str) and _NO_PART.fullmatch(label):
         raise ValueError(
-            f"{label!r} stands in tables for an embedding or a bias term, which is no subvalue; name one, as "
-            "'L24N1005' or 'L23H4@3'."
+            f"{label!r} stands in tables for an embedding or a bias term, or for all others, and is no subvalue; "
+            "name one, as 'L24N1005' or 'L23H4@3'."
         )
     raise ValueError(
         f"{label!r} is not a label; labels look like '24_attn_out' or '24_mlp_out' (sublayer), 'L23H4' (head), "

@@ -218,11 +218,11 @@ class ModelView:
         return rows if set(self.hooks()) <= set(rows) else None
 
     def logits(
-        self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[tuple[str, Any]]
+        self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[tuple[str, Any]], **padding: Tensor
     ) -> Float[Tensor, "batch pos vocab"]:
         """Logits of one forward pass under hooks that are gone afterwards, also after an exception."""
         with left_as_it_was(self.model, self._hook_points):
-            logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks))
+            logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding)
         return logits
 
     def logits_together(
@@ -230,9 +230,7 @@ class ModelView:
     ) -> Float[Tensor, "batch pos vocab"]:
         """As `logits`, of several prompts, padded on the left so that all end together."""
         tokens, _, padding = _padded(prompts)
-        with left_as_it_was(self.model, self._hook_points):
-            logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding)
-        return logits
+        return self.logits(tokens, hooks, **padding)
 
     @cached_property
     def _hook_points(self) -> list[Any]:

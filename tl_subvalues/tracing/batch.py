@@ -180,8 +180,8 @@ class TraceBatch(Sequence[Trace]):
     ) -> pd.DataFrame:
         """`Trace.effects` of every prompt.
 
-        By rule "gradient", so many prompts share a forward and a backward pass as autograd keeps 512 MB of; by the
-        others each is led back by itself.
+        By rule "gradient", so many prompts share a forward and a backward pass as autograd keeps some 512 MB of
+        (counted as a Llama's); by the others each is led back by itself.
 
         `attrs` has a list of each prompt's score and of its direct_left_out.
         """

@@ -21,8 +21,8 @@ from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
 
 Take = Callable[[Covectors | Entering], None]
-# Bytes that autograd may keep of several prompts in one pass. Of a Llama it keeps 84 for each number of the residual
-# stream, token and layer in float32, and 47 in bfloat16; and twice the logits.
+# Bytes that autograd may keep of several prompts in one pass, counted as a Llama's: 84 for each number of the residual
+# stream, token and layer in float32, 47 in bfloat16; and twice the logits.
 _BYTES = 512 << 20
 _KEPT = 84 / 4
 
@@ -56,8 +56,8 @@ def gradients(many: Sequence[Asked]) -> None:
 def _batches(many: Sequence[Asked]) -> Iterator[list[Asked]]:
     """In order, so many together as fill a pass."""
     view = many[0].run.view
-    each = int(_KEPT * view.n_layers * view.model.cfg.d_model + 2 * view.readout.d_vocab) * view.dtype.itemsize
-    most, batch = _BYTES // each, list[Asked]()
+    token = int(_KEPT * view.n_layers * view.model.cfg.d_model + 2 * view.readout.d_vocab) * view.dtype.itemsize
+    most, batch = _BYTES // token, list[Asked]()
     for one in many:
         longest = max(len(each.tokens) for each in [*batch, one])
         if batch and ((len(batch) + 1) * longest > most or one.run.view.is_long(longest)):
