@@ -65,6 +65,7 @@ def test_what_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert check(added)(long, short).shape == (3,)
 
 
+@pytest.mark.slow  # as `make test-fast` leaves the package unchecked
 def test_the_package_is_checked() -> None:
     """Functions with and without shapes, methods, and what takes any type in its own checks."""
     with pytest.raises(jaxtyping.TypeCheckError):
