@@ -30,9 +30,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     run = ModelView.logits_together
 
-    def counted(self: ModelView, prompts: Sequence[torch.Tensor], hooks: Any) -> Any:
+    def counted(self: ModelView, prompts: Sequence[torch.Tensor], *rest: Any) -> Any:
         seen.append(len(prompts))
-        return run(self, prompts, hooks)
+        return run(self, prompts, *rest)
 
     monkeypatch.setattr(ModelView, "logits_together", counted)
     return seen
@@ -90,8 +90,8 @@ def test_few_tokens_a_pass(passes: list[int], monkeypatch: pytest.MonkeyPatch) -
     """Memory grows with the tokens of a pass, padding counted."""
     batch = tlsv.trace_batch(zoo.model("llama"), PROMPTS, TARGETS, prepend_bos=False)
     cfg = zoo.model("llama").cfg
-    each = 4 * int(21 * cfg.n_layers * cfg.d_model + 2 * cfg.d_vocab)
-    monkeypatch.setattr(gradient, "_BYTES", 20 * each)
+    token, logits = 21 * cfg.n_layers * cfg.d_model, 2 * cfg.d_vocab
+    monkeypatch.setattr(gradient, "_BYTES", 4 * 2 * (10 * token + logits))
     batch.effects(top=3)
     assert passes == [2, 2]
 
@@ -148,10 +148,10 @@ def test_what_does_not_fit_together_is_run_alone(passes: list[int], monkeypatch:
     expected = batch.effects(top=3)
     run = ModelView.logits_together
 
-    def small(self: ModelView, prompts: Sequence[torch.Tensor], hooks: Any) -> Any:
+    def small(self: ModelView, prompts: Sequence[torch.Tensor], *rest: Any) -> Any:
         if len(prompts) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return run(self, prompts, hooks)
+        return run(self, prompts, *rest)
 
     passes.clear()
     monkeypatch.setattr(ModelView, "logits_together", small)

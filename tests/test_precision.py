@@ -62,8 +62,8 @@ def test_layers_on_different_devices(name: str, tokens: torch.Tensor) -> None:
     name, half, _ = name.partition(", ")
     model = build(name, dtype=torch.bfloat16 if half else torch.float32)
     view = view_of(model)
-    logits, cache = view.run(tokens[0])
-    alone = tables(trace_of_run(view, tokens[0], Asked((TARGET,)), 6, "frozen", cache, logits[6]))
+    logits, cache = view.run(tokens[0], [6])
+    alone = tables(trace_of_run(view, tokens[0], Asked((TARGET,)), 6, "frozen", cache, logits[0]))
     with placed.Placement():
         for key, parameter in model.named_parameters():
             where = "cpu" if "blocks.0." in key or ".0." in key else "cuda:1" if "blocks." in key else "cuda:2"
@@ -73,7 +73,7 @@ def test_layers_on_different_devices(name: str, tokens: torch.Tensor) -> None:
         placed.place(logits, "cuda:2")
         apart = view_of(model)
         for scale in ("frozen", "recomputed"):
-            traced = trace_of_run(apart, tokens[0], Asked((TARGET,)), 6, scale, cache, logits[6])
+            traced = trace_of_run(apart, tokens[0], Asked((TARGET,)), 6, scale, cache, logits[0])
             assert traced.run.view.device.index in (1, 2)
             spread = tables(traced)
             if scale == "frozen":
@@ -132,8 +132,8 @@ def test_half_precision_tables_are_those_of_its_numbers_in_float32(
     else:
         model = zoo.model(name, dtype=dtype)
     view = view_of(model)
-    logits, cache = view.run(tokens[0])
-    half = tables(trace_of_run(view, tokens[0], Asked((TARGET,)), 6, "frozen", cache, logits[6]))
+    logits, cache = view.run(tokens[0], [6])
+    half = tables(trace_of_run(view, tokens[0], Asked((TARGET,)), 6, "frozen", cache, logits[0]))
     assert all(table.dtypes[column] != "float16" for table in half.values() for column in table)
     model.float()
     for key in list(cache.keys()):

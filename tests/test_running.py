@@ -1,4 +1,4 @@
-"""Forward passes leave a model as it was: hooks, threads, autocast."""
+"""Forward passes leave a model as it was: hooks, threads, autocast; and unembed what is read."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -12,15 +12,17 @@ from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
+from tl_subvalues.model_view.running import unembedded_at
 
 
 def hooks_left(model: Any) -> list[str]:
-    """Names of the hook points that still have a function, TransformerLens's or torch's."""
-    return [
+    """Names of the hook points that still have a function, TransformerLens's or torch's; and the unembedding."""
+    found = [
         name
         for name, point in model.hook_dict.items()
         if point.fwd_hooks or point.bwd_hooks or point._forward_hooks or point._backward_hooks
     ]
+    return [*found, *["unembed"] * bool(model.unembed._forward_pre_hooks)]
 
 
 @contextmanager
@@ -144,3 +146,56 @@ def test_evaluation_inside_autocast() -> None:
     outside = tlsv.evaluate(model, FACTS, ks=[3], rankings=rankings)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert tlsv.evaluate(model, FACTS, ks=[3], rankings=rankings).equals(outside)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", pytest.param("ln_gelu", marks=pytest.mark.hooked)])
+def test_what_is_read_is_unembedded(family: str, tokens: Tensor) -> None:
+    """One position of each prompt, a second where prompts are read elsewhere than at their end; never all of them."""
+    model = zoo.hooked(family) if family in zoo.HOOKED else zoo.bridge(family)
+    shapes: list[tuple[int, ...]] = []
+
+    def see(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        if output.ndim == 3:
+            shapes.append(tuple(output.shape[:2]))
+
+    def seen() -> list[tuple[int, ...]]:
+        found, shapes[:] = list(shapes), []
+        return found
+
+    with model.unembed.register_forward_hook(see):
+        trace = tlsv.trace(model, tokens, 5, position=3)
+        assert seen() == [(1, 1)]
+        batch = tlsv.trace_batch(model, [tokens, tokens.flip(1)], [5, 6])
+        assert seen() == [(2, 1)]
+        tlsv.trace_batch(model, [tokens, tokens[:, :3]], [5, 6], position=-2)
+        assert set(seen()) == {(4, 1), (1, 1)}  # and each of two alone
+        trace.ablate("L0H1")
+        assert seen() == [(2, 1)]
+        batch.effects(top=3)
+        assert seen() == [(2, 1)]
+        tlsv.RANKINGS["integrated_gradients"].top(trace, 3)
+        assert set(seen()) == {(1, 1)}
+    whole = model(tokens)[0, 3].double().log_softmax(-1)[5]
+    assert trace.log_prob == pytest.approx(float(whole), abs=1e-5)
+
+
+def test_logits_from_elsewhere_are_picked_from() -> None:
+    """A model that makes logits without its unembedding module, or of one long row, gives the same places."""
+    x = torch.arange(60.0).reshape(2, 5, 6)
+    places = [(0, 1), (1, 4), (1, 0)]
+    expected = torch.stack([x[row, position] for row, position in places])
+
+    class Elsewhere(torch.nn.Module):
+        def __init__(self, has_module: bool) -> None:
+            super().__init__()
+            if has_module:
+                self.unembed = torch.nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.unembed(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if hasattr(self, "unembed") else x
+
+    for model in (Elsewhere(True), Elsewhere(False)):
+        with unembedded_at(model, places) as at:
+            assert torch.equal(at(model(x)), expected)
+        with unembedded_at(model, [(0, 2), (1, 2)]) as at:
+            assert torch.equal(at(model(x)), x[:, 2])

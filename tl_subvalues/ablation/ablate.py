@@ -183,9 +183,8 @@ def outcomes(
     for start in range(0, len(rows), batch_size):
         chosen = rows[start : start + batch_size]
         hooks = make_hooks(view, chosen, mode, position)
-        logits = view.logits(prediction.tokens.expand(len(chosen), -1), hooks)[:, prediction.position].to(
-            view.compute_dtype
-        )
+        tokens, positions = prediction.tokens.expand(len(chosen), -1), [prediction.position] * len(chosen)
+        logits = view.logits(tokens, positions, hooks).to(view.compute_dtype)
         if not torch.isfinite(logits).any(-1).all() or logits.isnan().any():
             raise ValueError(f"with these components ablated, the logits of {view.name} hold NaN.")
         own = log_softmax(logits)

@@ -46,7 +46,7 @@ def reference_means(view: ModelView, places: set[Place], reference: Any) -> Mean
     sums = {place: _Sum() for place in places}
     hooks = [hook for place, running in sums.items() for hook in _summing_hooks(view, place, running)]
     for batch in _batches(view, reference):
-        view.logits(batch, hooks)
+        view.logits(batch, [0] * len(batch), hooks)
     for (layer, _, source), running in sums.items():
         if running.count == 0:
             raise ValueError(

@@ -15,7 +15,7 @@ from tl_subvalues.model_view.indexing import Positions
 from tl_subvalues.model_view.releases import version_of
 
 Capture = Callable[[Tensor, Any], None]
-# Runs the model under hooks, and gives its logits.
+# Runs the model under hooks, and gives its logits at the position that is read.
 Forward = Callable[[Sequence[tuple[str, Capture]]], Tensor]
 # Numbers of a chunk of memory for rows. A row by itself, left between what the forward pass frees, would keep the freed
 # memory from going back: 270 MB for 1,000 tokens.
@@ -44,7 +44,7 @@ class RowsOfRun(dict[str, Any]):
     """The activations of one prompt by name, as an ActivationCache holds them; each is made when it is asked for.
 
     Args:
-        forward: runs the model on the prompt.
+        forward: runs the model on the prompt, for its logits at the position.
         names: what the cache is to have.
         position: whose rows are kept.
         n_positions: of the prompt.
@@ -58,8 +58,7 @@ class RowsOfRun(dict[str, Any]):
         self._rows: dict[int, dict[str, Tensor]] = {position: {}}
         self._layer: tuple[str, dict[str, Tensor]] = ("", {})
         self._shelf = Shelf()
-        logits = forward([(name, self._first(name)) for name in names])
-        self.logits = logits[0, position].clone()
+        self.logits = forward([(name, self._first(name)) for name in names])
         super().__init__(dict.fromkeys(self.shapes))
 
     def _first(self, name: str) -> Capture:
@@ -125,7 +124,7 @@ class RowsOfRun(dict[str, Any]):
         Raises:
             ValueError: if the model answers otherwise than in the first run.
         """
-        logits = self._forward(hooks)[0, self.position]
+        logits = self._forward(hooks)
         if not torch.allclose(logits, self.logits, rtol=1e-3, atol=1e-3 * float(self.logits.abs().max())):
             raise ValueError(
                 "of a long prompt, activations at other positions are made again when they are asked for, and the "

@@ -23,7 +23,7 @@ from tl_subvalues.model_view.modules import (
     softmaxes_of,
 )
 from tl_subvalues.model_view.releases import activation_cache, model_name, require_traceable, version_of
-from tl_subvalues.model_view.running import hook_points_of, left_as_it_was
+from tl_subvalues.model_view.running import hook_points_of, left_as_it_was, unembedded_at
 from tl_subvalues.model_view.weights import ReadoutPieces
 from tl_subvalues.version import __version__
 
@@ -175,17 +175,18 @@ class ModelView:
         """
         if self.is_long(len(tokens)) and (rows := self._rows_of(tokens, position)):
             return rows.logits, activation_cache(rows, self.model)
-        logits, cache = self.run(tokens)
-        return logits[position], cache
+        logits, cache = self.run(tokens, [position])
+        return logits[0], cache
 
-    def run(self, tokens: Int[Tensor, " pos"]) -> tuple[Float[Tensor, "pos vocab"], Any]:
-        """One forward pass over one prompt: its logits, and an ActivationCache of `hooks()` and nothing else.
+    def run(self, tokens: Int[Tensor, " pos"], positions: Sequence[int]) -> tuple[Float[Tensor, "place vocab"], Any]:
+        """One forward pass over one prompt: logits at some positions, and an ActivationCache of `hooks()` alone.
 
         Raises:
             UnsupportedModelError: if the model does not cache one of them, or fails to run.
         """
         needed = set(self.hooks())
-        logits, cache = self._run_with_cache(tokens[None], needed | set(self.embedding_hooks))
+        places = [(0, position) for position in positions]
+        logits, cache = self._run_with_cache(tokens[None], places, needed | set(self.embedding_hooks))
         missing = sorted(needed - set(cache.keys()))
         if missing:
             why = "; ".join(reason for part, reason in _WITHOUT.items() if any(part in name for name in missing))
@@ -194,7 +195,7 @@ class ModelView:
                 f"{f' ({why})' if why else ''}: use a pre-norm model, booted by "
                 "TransformerBridge.boot_transformers."
             )
-        return logits[0], cache
+        return logits, cache
 
     def is_long(self, n_positions: int) -> bool:
         """Whether the patterns of a prompt of so many tokens would fill 256 MB, and one position's rows are kept."""
@@ -206,7 +207,7 @@ class ModelView:
 
         def forward(hooks: Sequence[tuple[str, Any]]) -> Tensor:
             with torch.no_grad():
-                return self.logits(tokens[None], hooks)
+                return self.logits(tokens[None], [position], hooks)[0]
 
         names = [*self.hooks(), *self.embedding_hooks]
         try:
@@ -218,29 +219,42 @@ class ModelView:
         return rows if set(self.hooks()) <= set(rows) else None
 
     def logits(
-        self, tokens: Int[Tensor, "batch pos"], hooks: Sequence[tuple[str, Any]], **padding: Tensor
-    ) -> Float[Tensor, "batch pos vocab"]:
-        """Logits of one forward pass under hooks that are gone afterwards, also after an exception."""
-        with left_as_it_was(self.model, self._hook_points):
-            logits: Tensor = self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding)
-        return logits
+        self,
+        tokens: Int[Tensor, "batch pos"],
+        positions: Sequence[int],
+        hooks: Sequence[tuple[str, Any]],
+        **padding: Tensor,
+    ) -> Float[Tensor, "batch vocab"]:
+        """Logits at one position of each prompt: a forward pass under hooks that are gone afterwards, come what may."""
+        with left_as_it_was(self.model, self._hook_points), unembedded_at(self.model, list(enumerate(positions))) as at:
+            return at(self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding))
 
     def logits_together(
-        self, prompts: Sequence[Int[Tensor, " _"]], hooks: Sequence[tuple[str, Any]]
-    ) -> Float[Tensor, "batch pos vocab"]:
-        """As `logits`, of several prompts, padded on the left so that all end together."""
-        tokens, _, padding = _padded(prompts)
-        return self.logits(tokens, hooks, **padding)
+        self, prompts: Sequence[Int[Tensor, " _"]], positions: Sequence[int], hooks: Sequence[tuple[str, Any]]
+    ) -> Float[Tensor, "batch vocab"]:
+        """As `logits`, of several prompts, padded on the left so that all end together; each position is its own."""
+        tokens, starts, padding = _padded(prompts)
+        return self.logits(tokens, _shifted(positions, starts), hooks, **padding)
 
     @cached_property
     def _hook_points(self) -> list[Any]:
         return hook_points_of(self.model)
 
-    def _run_with_cache(self, tokens: Tensor, wanted: set[str], **keywords: Any) -> tuple[Tensor, Any]:
-        """The model's own `run_with_cache`; what fails there is told apart from what fails here."""
+    def _run_with_cache(
+        self, tokens: Tensor, places: Sequence[tuple[int, int]], wanted: set[str], **keywords: Any
+    ) -> tuple[Float[Tensor, "place vocab"], Any]:
+        """The model's own `run_with_cache`, with logits at some places (row and position).
+
+        What fails there is told apart from what fails here.
+        """
         try:
-            with torch.no_grad(), left_as_it_was(self.model, self._hook_points):
-                return self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **keywords)
+            with (
+                torch.no_grad(),
+                left_as_it_was(self.model, self._hook_points),
+                unembedded_at(self.model, places) as at,
+            ):
+                logits, cache = self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **keywords)
+                return at(logits), cache
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -264,19 +278,20 @@ class ModelView:
             return self._one_by_one(prompts, positions)
         tokens, starts, padding = _padded(prompts)
         wanted = {*self.hooks(), *self.embedding_hooks}
-        logits, cache = self._run_with_cache(tokens, wanted, **padding)
+        # Where each prompt is read, and where it ends.
+        ends = [(row, tokens.shape[1] - 1) for row in range(len(prompts))]
+        read = list(enumerate(_shifted(positions, starts)))
+        both, cache = self._run_with_cache(tokens, read if read == ends else [*read, *ends], wanted, **padding)
+        logits, last = both[: len(prompts)], both[-len(prompts) :]
         cached = {name: tensor for name, tensor in cache.items() if name in wanted}
         results = [
-            (
-                logits[row, start + position],
-                activation_cache(_cut(cached, row, slice(start, None), self._head_first), self.model),
-            )
-            for row, (start, position) in enumerate(zip(starts, positions, strict=True))
+            (logits[row], activation_cache(_cut(cached, row, slice(start, None), self._head_first), self.model))
+            for row, start in enumerate(starts)
         ]
         # The prompt with the most padding, and the longest that has any: a single token sees nothing of its position.
         padded = [start for start in starts if start]
         judges = {starts.index(max(padded)), starts.index(min(padded))} if padded else set()
-        if all(self._agrees_alone(prompts[judge], logits[judge, starts[judge] :]) for judge in judges):
+        if all(self._agrees_alone(prompts[judge], last[judge]) for judge in judges):
             return RunBatch(results, activation_cache(cached, self.model))
         return self._one_by_one(prompts, positions)
 
@@ -284,26 +299,26 @@ class ModelView:
         return RunBatch([self.run_at(prompt, at) for prompt, at in zip(prompts, positions, strict=True)], None)
 
     def run_prefixes(self, tokens: Int[Tensor, " pos"], lengths: Sequence[int]) -> list[tuple[Tensor, Any]]:
-        """One forward pass over a prompt: logits and a cache for each of its beginnings, as `run` gives them.
+        """One forward pass over a prompt: logits at the end and a cache of each of its beginnings, as `run_at` gives.
 
         The shortest is run alone too, and if a model answers otherwise then (its positions depend on the prompt's
         length), every beginning is run alone.
         """
-        logits, cache = self.run(tokens)
+        logits, cache = self.run(tokens, [length - 1 for length in lengths])
         cached = {name: cache[name] for name in cache.keys()}  # noqa: SIM118 (an ActivationCache iterates otherwise)
         results = []
-        for length in lengths:
+        for length, at_its_end in zip(lengths, logits, strict=True):
             cut = cached if length == len(tokens) else _cut(cached, 0, slice(length), self._head_first)
-            results.append((logits[:length], activation_cache(cut, self.model)))
+            results.append((at_its_end, activation_cache(cut, self.model)))
         shortest = min(lengths)
-        if shortest == len(tokens) or self._agrees_alone(tokens[:shortest], logits[:shortest]):
+        if shortest == len(tokens) or self._agrees_alone(tokens[:shortest], logits[lengths.index(shortest)]):
             return results
-        return [self.run(tokens[:length]) for length in lengths]
+        return [self.run_at(tokens[:length], length - 1) for length in lengths]
 
-    def _agrees_alone(self, prompt: Int[Tensor, " pos"], logits: Float[Tensor, "pos vocab"]) -> bool:
+    def _agrees_alone(self, prompt: Int[Tensor, " pos"], logits: Float[Tensor, " vocab"]) -> bool:
         """Whether a prompt run alone ends with the same log-probabilities as in a run with others."""
-        alone, _ = self.run(prompt)
-        own, other = (x[-1].float().log_softmax(-1) for x in (alone, logits))
+        (alone,), _ = self.run(prompt, [len(prompt) - 1])
+        own, other = (x.float().log_softmax(-1) for x in (alone, logits))
         # Company changes the order of summation; 6e-6 nats was seen in float32, half precision rounds more.
         tolerance = 1e-3 if self.dtype in (torch.float32, torch.float64) else 0.1
         return torch.allclose(other, own, rtol=1e-4, atol=tolerance)
@@ -330,6 +345,11 @@ def _padded(prompts: Sequence[Int[Tensor, " _"]]) -> tuple[Int[Tensor, "batch po
     for row, (prompt, start) in enumerate(zip(prompts, starts, strict=True)):
         tokens[row, start:], mask[row, start:] = prompt, 1
     return tokens, starts, {"attention_mask": mask} if any(starts) else {}
+
+
+def _shifted(positions: Sequence[int], starts: Sequence[int]) -> list[int]:
+    """Positions of prompts, in the batch that is padded on the left."""
+    return [start + position for position, start in zip(positions, starts, strict=True)]
 
 
 def _cut(cached: dict[str, Tensor], row: int, positions: slice, head_first: frozenset[str]) -> dict[str, Tensor]:

@@ -181,11 +181,12 @@ def require_sums(view: ModelView) -> None:
         UnsupportedModelError: naming what does not hold.
     """
     tokens = prompt_tokens(view, [i % view.readout.d_vocab for i in _PROMPT])
-    logits, cache = view.run(tokens)
-    activations, last = Activations(view, cache), len(tokens) - 1
+    last = len(tokens) - 1
+    (logits,), cache = view.run(tokens, [last])
+    activations = Activations(view, cache)
     check_run(view, activations, last)
     log_probs = Readout.frozen_at(view, activations, last).log_probs(activations.final_residual(last)[0])
-    check_readout(view, log_probs, logits[last])
+    check_readout(view, log_probs, logits)
 
 
 def row_of(view: ModelView, label: str) -> tuple[Rows, int]:

@@ -106,7 +106,7 @@ def _traces(
     for length, (logits, cache) in zip(lengths, view.run_prefixes(whole, lengths), strict=True):
         number = length - len(prompt)
         wanted = Asked((int(answer[number]),), None if against is None or number > first else (against,))
-        traces.append(trace_of_run(view, whole[:length], wanted, length - 1, scale, cache, logits[-1]))
+        traces.append(trace_of_run(view, whole[:length], wanted, length - 1, scale, cache, logits))
     return traces
 
 

@@ -210,7 +210,8 @@ def _require_same_prompt(view: ModelView, activations: Activations, tokens: Int[
 
 def _check_readout_anew(view: ModelView, tokens: Int[Tensor, " pos"]) -> None:
     """Compare our readout with the model's own logits on a few tokens, where a given cache came without logits."""
-    logits, cache = view.run(tokens[:4])
+    few = tokens[:4]
+    (logits,), cache = view.run(few, [len(few) - 1])
     activations = Activations(view, cache)
     readout = Readout.frozen_at(view, activations, -1)
-    check_readout(view, readout.log_probs(activations.final_residual(-1)[0]), logits[-1])
+    check_readout(view, readout.log_probs(activations.final_residual(-1)[0]), logits)

@@ -22,7 +22,7 @@ from tl_subvalues.upstream.covectors import Covectors, Entering
 
 Take = Callable[[Covectors | Entering], None]
 # Bytes that autograd may keep of several prompts in one pass, counted as a Llama's: 84 for each number of the residual
-# stream, token and layer in float32, 47 in bfloat16; and twice the logits.
+# stream, token and layer in float32, 47 in bfloat16; and twice a prompt's logits.
 _BYTES = 512 << 20
 _KEPT = 84 / 4
 
@@ -56,11 +56,11 @@ def gradients(many: Sequence[Asked]) -> None:
 def _batches(many: Sequence[Asked]) -> Iterator[list[Asked]]:
     """In order, so many together as fill a pass."""
     view = many[0].run.view
-    token = int(_KEPT * view.n_layers * view.model.cfg.d_model + 2 * view.readout.d_vocab) * view.dtype.itemsize
-    most, batch = _BYTES // token, list[Asked]()
+    token, logits = int(_KEPT * view.n_layers * view.model.cfg.d_model), 2 * view.readout.d_vocab
+    most, batch = _BYTES // view.dtype.itemsize, list[Asked]()
     for one in many:
         longest = max(len(each.tokens) for each in [*batch, one])
-        if batch and ((len(batch) + 1) * longest > most or one.run.view.is_long(longest)):
+        if batch and ((len(batch) + 1) * (longest * token + logits) > most or view.is_long(longest)):
             yield batch
             batch = []
         batch.append(one)
@@ -99,7 +99,8 @@ def _gradients(batch: Sequence[Asked], *, alone: bool) -> bool:
     hooks.append((f"blocks.{view.n_layers - 1}.hook_resid_post", end))
     with torch.inference_mode(False), torch.enable_grad():
         try:
-            logits = view.logits_together([one.tokens.clone() for one in batch], hooks)
+            positions = [one.run.position for one in batch]
+            logits = view.logits_together([one.tokens.clone() for one in batch], positions, hooks)
         except _EndsElsewhereError:
             return False
         except torch.OutOfMemoryError:
@@ -107,8 +108,7 @@ def _gradients(batch: Sequence[Asked], *, alone: bool) -> bool:
                 raise
             return False
         values = [
-            one.target.value(logits[row, start + one.run.position].to(view.compute_dtype).log_softmax(-1))
-            for row, (one, start) in enumerate(zip(batch, starts, strict=True))
+            one.target.value(own.to(view.compute_dtype).log_softmax(-1)) for one, own in zip(batch, logits, strict=True)
         ]
         (entering,) = torch.autograd.grad(torch.stack(values).sum(), leaf)
     for row, (one, start) in enumerate(zip(batch, starts, strict=True)):

@@ -33,7 +33,7 @@ def integrated_covectors(
     """
     n = first_positions(run)
     with torch.no_grad():
-        run.view.logits(tokens[None].clone(), [end_hook(run)])
+        run.view.logits(tokens[None].clone(), [run.position], [end_hook(run)])
     layers = [layer.layer for layer in run.view.layers if sublayer in layer.sublayers]
     sums = dict.fromkeys(layers, torch.zeros(()))
     for step in range(steps):
@@ -74,8 +74,8 @@ def _gradients(
         leaves = [output.clone().requires_grad_() for output in outputs]
         names = [view.layer(layer).output_hook(sublayer) for layer in layers]
         hooks = [(name, _put(leaf)) for name, leaf in zip(names, leaves, strict=True)]
-        logits = view.logits(tokens[None].clone(), hooks)[0, run.position]
-        value = target.value(logits.to(view.compute_dtype).log_softmax(-1))
+        logits = view.logits(tokens[None].clone(), [run.position], hooks)
+        value = target.value(logits[0].to(view.compute_dtype).log_softmax(-1))
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     for layer, gradient in zip(layers, gradients, strict=True):
         if gradient is None:
