@@ -22,8 +22,7 @@ norm's scale held, is compared with the same under one other choice at a time:
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
-import torch
-from common import OTHERS, others, run
+from common import log_probs, others, run, without
 
 import tl_subvalues as tlsv
 
@@ -48,49 +47,33 @@ def without_the_last_layer(trace: tlsv.Trace, ranking: str, k: int) -> list[str]
         asked *= 4
 
 
-def log_p(trace: tlsv.Trace, fact: pd.Series, labels: Sequence[str]) -> float:
-    """The log-probability of another fact's answer, without some neurons."""
-    model = trace.model
-    hooks = tlsv.ablation_hooks(model, labels) if labels else []
-    with torch.no_grad():
-        logits = model.run_with_hooks(model.to_tokens(fact["prompt"]), fwd_hooks=hooks)
-    return float(logits[0, -1].double().log_softmax(-1)[model.to_single_token(fact["target"])])
-
-
-def damage(trace: tlsv.Trace, name: str, fact: pd.Series, tops: Mapping[str, Sequence[str]]) -> dict[str, float]:
-    """By how much other facts' answers become less likely, in the mean."""
-    found = dict.fromkeys(tops, 0.0)
-    for _, other in others(name, fact).iterrows():
-        before = log_p(trace, other, [])
-        for ranking, labels in tops.items():
-            found[ranking] += (before - log_p(trace, other, labels)) / OTHERS
-    return found
-
-
 def work(name: str, trace: tlsv.Trace, fact: pd.Series) -> dict[str, float]:
     """The numbers of one fact."""
     moving = tlsv.trace(trace.model, fact["prompt"], fact["target"], scale="recomputed")
     tops = {ranking: tlsv.RANKINGS[ranking].top(trace, NEURONS) for ranking in RANKINGS}
-    reference = others(name, fact)["prompt"].tolist()
+    rest = others(name, fact)
 
-    def left(labels: Sequence[str], **how: object) -> float:
-        return trace.ablate(labels, **how)["log_prob_after"] - trace.log_prob
+    def left(sets: Mapping[str, Sequence[str]], **how: object) -> dict[str, float]:
+        return dict(zip(sets, without(trace, list(sets.values()), **how), strict=True))
 
     choices = {
-        "base": {ranking: left(labels) for ranking, labels in tops.items()},
-        "mean": {ranking: left(labels, mode="mean", reference=reference) for ranking, labels in tops.items()},
-        "last": {ranking: left(labels, position=trace.position) for ranking, labels in tops.items()},
-        "recomputed": {ranking: left(tlsv.RANKINGS[ranking].top(moving, NEURONS)) for ranking in INCREASES},
-        "early": {ranking: left(without_the_last_layer(trace, ranking, NEURONS)) for ranking in RANKINGS[:3]},
+        "base": left(tops),
+        "mean": left(tops, mode="mean", reference=rest["prompt"].tolist()),
+        "last": left(tops, position=trace.position),
+        "recomputed": left({ranking: tlsv.RANKINGS[ranking].top(moving, NEURONS) for ranking in INCREASES}),
+        "early": left({ranking: without_the_last_layer(trace, ranking, NEURONS) for ranking in RANKINGS[:3]}),
     }
     for choice, (k, prefix, total) in OF_UNIT.items():
         named = {ranking: f"{prefix}{ranking}" for ranking in (*INCREASES, "random")} | {"total_effect": total}
-        choices[choice] = {ranking: left(tlsv.RANKINGS[own].top(trace, k)) for ranking, own in named.items()}
+        choices[choice] = left({ranking: tlsv.RANKINGS[own].top(trace, k) for ranking, own in named.items()})
     found = {}
     for choice, values in choices.items():
         found |= {f"{choice}_{ranking}": value for ranking, value in values.items()}
         found[f"{choice}_ahead"] = values["prob_increase"] - values["log_prob_increase"]
-    return found | {f"damage_{ranking}": lost for ranking, lost in damage(trace, name, fact, tops).items()}
+    before = log_probs(trace.model, rest, [])
+    for ranking, labels in tops.items():
+        found[f"damage_{ranking}"] = float((before - log_probs(trace.model, rest, labels)).mean())
+    return found
 
 
 if __name__ == "__main__":

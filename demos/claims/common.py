@@ -5,14 +5,17 @@ import functools
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 import tl_subvalues as tlsv
+from tl_subvalues.ablation import ablate
+from tl_subvalues.model_view import view_of
 
 HERE = Path(__file__).parent
 DEMOS = HERE.parent
@@ -67,6 +70,26 @@ def others(name: str, fact: pd.Series) -> pd.DataFrame:
     """The first facts of the deal that ask for another answer: what must not be damaged, and what means are over."""
     facts = dealt(name)
     return facts[(facts["target"] != fact["target"]) & (facts["prompt"] != fact["prompt"])].head(OTHERS)
+
+
+def without(trace: tlsv.Trace, sets: Sequence[Sequence[str]], **how: Any) -> list[float]:
+    """What a fact's answer loses without each of several sets of parts, in batches: log p after less the trace's."""
+    view, mode, reference = trace.run.view, how.get("mode", "zero"), how.get("reference")
+    rows = [ablate.components(view, labels) for labels in sets]
+    chosen = ablate.ablation_mode(view, [part for row in rows for part in row], mode, reference)
+    found = ablate.outcomes(view, trace, rows, chosen, how.get("position"))
+    return [value - trace.log_prob for value in found.values["log_prob"].tolist()]
+
+
+def log_probs(model: Any, facts: pd.DataFrame, labels: Sequence[str]) -> torch.Tensor:
+    """Of several facts' answers, without some parts; in one batch, filled up on the right, which nothing looks at."""
+    rows = [model.to_tokens(prompt)[0] for prompt in facts["prompt"]]
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    hooks = tlsv.ablation_hooks(model, labels) if labels else []
+    with torch.no_grad():
+        logits = view_of(model).logits(tokens, [len(row) - 1 for row in rows], hooks)
+    answers = torch.tensor([model.to_single_token(target) for target in facts["target"]])
+    return logits.double().log_softmax(-1)[torch.arange(len(rows)), answers]
 
 
 def capitals_of(name: str) -> pd.DataFrame:
