@@ -107,9 +107,9 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 .venv-tl2/$(STAMP): CONSTRAINTS := constraints-tl2.txt
 .venv/$(STAMP) .venv-tl2/$(STAMP):
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	# torch first and alone, so that the pinned build is taken and nothing draws in another.
-	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) torch
-	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
+	# torch by pip, which may have a build of it at hand where uv does not look; all else by uv, in a fifth of the time.
+	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) torch uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
 	rm -f $(@D)/.installed-*
 	touch $@
 
@@ -120,7 +120,7 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) "$(TL_OLD)" -e ".[all]"
 	touch $@
 
-# torch as everywhere, for uv does not look where pip finds the pinned build; what torch needs is uv's to resolve.
+# What torch needs is uv's to resolve here.
 .venv-lowest/$(STAMP): TL := $(TL_OLDEST)
 .venv-lowest/$(STAMP):
 	$(PYTHON) -m venv --clear $(@D)
