@@ -15,7 +15,7 @@ from torch import Tensor
 from tl_subvalues.decomposition.everywhere import neurons
 from tl_subvalues.decomposition.run import Run
 from tl_subvalues.errors import UnsupportedModelError
-from tl_subvalues.model_view import shows_a_copy, sum_tolerance
+from tl_subvalues.model_view import ModelView, shows_a_copy, sum_tolerance
 from tl_subvalues.numerics.blocks import affine
 from tl_subvalues.readout.targets import Target
 from tl_subvalues.upstream.covectors import Covectors, Entering
@@ -55,17 +55,22 @@ def gradients(many: Sequence[Asked]) -> None:
 
 def _batches(many: Sequence[Asked]) -> Iterator[list[Asked]]:
     """In order, so many together as fill a pass."""
-    view = many[0].run.view
-    token, logits = int(_KEPT * view.n_layers * view.model.cfg.d_model), 2 * view.readout.d_vocab
-    most, batch = _BYTES // view.dtype.itemsize, list[Asked]()
+    view, batch = many[0].run.view, list[Asked]()
     for one in many:
-        longest = max(len(each.tokens) for each in [*batch, one])
-        if batch and ((len(batch) + 1) * (longest * token + logits) > most or view.is_long(longest)):
+        if batch and len(batch) >= prompts_together(view, max(len(each.tokens) for each in [*batch, one])):
             yield batch
             batch = []
         batch.append(one)
     if batch:
         yield batch
+
+
+def prompts_together(view: ModelView, n_tokens: int) -> int:
+    """How many prompts of so many tokens one pass under autograd is to have; a long one goes alone."""
+    if view.is_long(n_tokens):
+        return 1
+    token, logits = int(_KEPT * view.n_layers * view.model.cfg.d_model), 2 * view.readout.d_vocab
+    return max(1, _BYTES // ((n_tokens * token + logits) * view.dtype.itemsize))
 
 
 class _EndsElsewhereError(Exception):

@@ -12,7 +12,7 @@ from tl_subvalues.decomposition.run import Run
 from tl_subvalues.labels import Unit
 from tl_subvalues.model_view import shows_a_copy
 from tl_subvalues.readout.targets import Target
-from tl_subvalues.upstream.gradient import end_hook
+from tl_subvalues.upstream.gradient import end_hook, prompts_together
 
 
 def integrated_covectors(
@@ -25,7 +25,8 @@ def integrated_covectors(
         tokens: the prompt.
         target: whose measure.
         sublayer: "mlp" or "attn", whose outputs grow together, those of all layers.
-        steps: midpoints between nothing and the run's outputs, each a forward and a backward pass.
+        steps: midpoints between nothing and the run's outputs; as many at once, in a forward and a backward pass, as
+            prompts go together.
 
     Raises:
         UnsupportedModelError: if the model, run again, ends elsewhere than the run did, or if a sublayer's output is
@@ -35,11 +36,12 @@ def integrated_covectors(
     with torch.no_grad():
         run.view.logits(tokens[None].clone(), [run.position], [end_hook(run)])
     layers = [layer.layer for layer in run.view.layers if sublayer in layer.sublayers]
+    shares = (torch.arange(steps) + 0.5) / steps
     sums = dict.fromkeys(layers, torch.zeros(()))
-    for step in range(steps):
-        gradients = _gradients(run, tokens, target, layers, sublayer, (step + 0.5) / steps)
+    for some in shares.split(prompts_together(run.view, len(tokens))):
+        gradients = _gradients(run, tokens, target, layers, sublayer, some)
         for layer, gradient in zip(layers, gradients, strict=True):
-            sums[layer] = sums[layer].to(gradient) + gradient[:, :n] / steps
+            sums[layer] = sums[layer].to(gradient) + gradient[:, :n].sum(0, keepdim=True) / steps
     return sums
 
 
@@ -65,17 +67,23 @@ def integrated_effects(
 
 
 def _gradients(
-    run: Run, tokens: Int[Tensor, " pos"], target: Target, layers: list[int], sublayer: str, share: float
-) -> list[Float[Tensor, "1 pos d_model"]]:
-    """The measure's gradients with respect to sublayers' outputs, all of them at a share of the run's."""
+    run: Run,
+    tokens: Int[Tensor, " pos"],
+    target: Target,
+    layers: list[int],
+    sublayer: str,
+    shares: Float[Tensor, " step"],
+) -> list[Float[Tensor, "step pos d_model"]]:
+    """The measure's gradients with respect to sublayers' outputs, all of them at a share of the run's: row by row."""
     view = run.view
-    outputs = [run.activations.output(layer, sublayer).to(view.dtype) * share for layer in layers]
+    outputs = [run.activations.output(layer, sublayer).to(view.dtype) for layer in layers]
     with torch.inference_mode(False), torch.enable_grad():
-        leaves = [output.clone().requires_grad_() for output in outputs]
+        rows = [(output * shares.to(output.device)[:, None, None]).to(output.dtype) for output in outputs]
+        leaves = [row.requires_grad_() for row in rows]
         names = [view.layer(layer).output_hook(sublayer) for layer in layers]
         hooks = [(name, _put(leaf)) for name, leaf in zip(names, leaves, strict=True)]
-        logits = view.logits(tokens[None].clone(), [run.position], hooks)
-        value = target.value(logits[0].to(view.compute_dtype).log_softmax(-1))
+        logits = view.logits(tokens.repeat(len(shares), 1), [run.position] * len(shares), hooks)
+        value = target.value(logits.to(view.compute_dtype).log_softmax(-1)).sum()
         gradients = torch.autograd.grad(value, leaves, allow_unused=True)
     for layer, gradient in zip(layers, gradients, strict=True):
         if gradient is None:
