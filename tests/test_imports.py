@@ -89,6 +89,7 @@ MODEL_VIEW = [
     "long_prompts",
     "view",
     "activations",
+    "equalities",
     "checks",
 ]
 BAEVSKI18 = [
