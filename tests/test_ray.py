@@ -18,7 +18,8 @@ ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.slow, pytest.mark.bridge, pytest.mark.any_release]
 
 TESTS = Path(__file__).parent
-FACTS = make_facts(40)
+FACTS = make_facts(40)  # three parts, for two workers
+FEW = FACTS.iloc[:16]  # one part, for one worker, which takes seconds to start
 # Batches of the parts' own size, so that a plain run has the same ones and not a bit is another.
 BATCHES = {"batch_size": 16}
 COLLECT: dict[str, Any] = {"top": 7, "prepend_bos": False, **BATCHES}
@@ -51,10 +52,10 @@ def test_the_tables_of_a_plain_run(cluster: None, model: Any, folder: Path, tmp_
     next(other.parameters()).data.mul_(1.0)
     next(other.parameters()).detach().mul_(1.5)
     assert origin_of(other) is None
-    shipped = tlsv.collect(other, FACTS, ray=True, shard=(1, 2), out=tmp_path / "shipped", **COLLECT)
-    same(shipped, tlsv.collect(other, FACTS.iloc[1::2], **COLLECT))
-    found = tlsv.evaluate(model, FACTS, by="kind", ray=True, out=tmp_path / "evaluated", **SMALL, **BATCHES)
-    expected = tlsv.evaluate(model, FACTS, by="kind", **SMALL, **BATCHES)
+    shipped = tlsv.collect(other, FEW, ray=True, shard=(1, 2), out=tmp_path / "shipped", **COLLECT)
+    same(shipped, tlsv.collect(other, FEW.iloc[1::2], **COLLECT))
+    found = tlsv.evaluate(model, FEW, by="kind", ray=True, out=tmp_path / "evaluated", **SMALL, **BATCHES)
+    expected = tlsv.evaluate(model, FEW, by="kind", **SMALL, **BATCHES)
     pd.testing.assert_frame_equal(found, expected, check_exact=True)
 
 
@@ -67,9 +68,9 @@ def test_a_model_that_workers_cannot_load(cluster: None, folder: Path, tmp_path:
     model = tlsv.load_model(str(moved))
     shutil.rmtree(moved)
     with pytest.raises(ValueError, match="moved"):
-        tlsv.collect(model, FACTS, ray=True, out=tmp_path / "parts", **COLLECT)
-    bad = pd.concat([FACTS, pd.DataFrame({"prompt": ["w3"], "target": ["w4 w5"]})], ignore_index=True)
-    with pytest.raises(ValueError, match="row 40: "):
+        tlsv.collect(model, FEW, ray=True, out=tmp_path / "parts", **COLLECT)
+    bad = pd.concat([FEW.iloc[:9], pd.DataFrame({"prompt": ["w3"], "target": ["w4 w5"]})], ignore_index=True)
+    with pytest.raises(ValueError, match="row 9: "):
         tlsv.collect(model, bad, ray=True, out=tmp_path / "parts", **COLLECT)
 
 
@@ -112,25 +113,25 @@ def test_killed_workers(cluster: None, model: Any, tmp_path: Path) -> None:
     same(tlsv.merge(out), table)
 
 
-# A driver of its own, with a Ray of its own, to be killed.
+# A driver of its own, to be killed.
 SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
 from helpers import surroundings
-import tl_subvalues as tlsv, ray
+import tl_subvalues as tlsv
 from helpers.facts import make_facts
-ray.init(address="local", num_cpus=1, include_dashboard=False, log_to_driver=False)
 model = tlsv.load_model({folder!r})
-tlsv.collect(model, make_facts(150), top=7, prepend_bos=False, ray=True, out={out!r})
+tlsv.collect(model, make_facts(150), top=7, prepend_bos=False, ray={address!r}, out={out!r})
 """
 
 
-def test_a_killed_driver(model: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_killed_driver(cluster: None, model: Any, folder: Path, tmp_path: Path) -> None:
     """kill -9 in the middle: the parts that are there stay, and a plain call makes the others."""
     out = tmp_path / "parts"
-    script = SCRIPT.format(tests=str(TESTS), folder=str(folder), out=str(out))
+    address = ray.get_runtime_context().gcs_address
+    script = SCRIPT.format(tests=str(TESTS), folder=str(folder), out=str(out), address=address)
     process = subprocess.Popen(
         [sys.executable, "-c", script],
-        env={**os.environ, "RAY_raylet_start_wait_time_s": "300", "PYTHONPATH": str(Path(tlsv.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(tlsv.__file__).parents[1])},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
