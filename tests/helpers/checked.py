@@ -1,9 +1,10 @@
-"""How annotations are checked in tests: shapes by jaxtyping, all else by beartype alone.
+"""How annotations are checked in tests: each once by beartype, where they hold shapes in a scope of jaxtyping's.
 
-jaxtyping's pytest option has its import hook decorate every function of the package. Most have no shapes, and what is
-done for shapes is half the time of the tests.
+jaxtyping's pytest option has its import hook decorate every function of the package. Its own decorator binds arguments
+and checks them twice, for its messages' sake, and has shapes in view where there are none: half the time of the tests.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -14,10 +15,11 @@ import jaxtyping
 from beartype.roar import BeartypeCallHintViolation
 
 _SHAPES = jaxtyping.jaxtyped
+_NO_SCOPE = contextlib.nullcontext()
 
 
 def check_shapes_where_there_are() -> None:
-    """From now on, of what is imported, only what has shapes is checked by jaxtyping."""
+    """From now on, of what is imported, only what has shapes is checked in a scope of shapes."""
     jaxtyping.jaxtyped = checked
 
 
@@ -28,11 +30,9 @@ def checked(*, typechecker: Any) -> Callable[[Any], Any]:
         if inspect.isclass(what):
             if not dataclasses.is_dataclass(what) or has_shapes(what.__init__):
                 return _SHAPES(what, typechecker=typechecker)
-            what.__init__ = _types_only(what.__init__, typechecker)
+            what.__init__ = _typed(what.__init__, typechecker)
             return what
-        if not inspect.isfunction(what) or has_shapes(what):
-            return _SHAPES(what, typechecker=typechecker)
-        return _types_only(what, typechecker)
+        return _typed(what, typechecker) if inspect.isfunction(what) else _SHAPES(what, typechecker=typechecker)
 
     return decorate
 
@@ -52,17 +52,18 @@ def _is_shape(annotation: Any) -> bool:
     return any(map(_is_shape, get_args(annotation)))
 
 
-def _types_only(function: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
-    typed = typechecker(function)
+def _typed(function: Callable[..., Any], typechecker: Any) -> Callable[..., Any]:
+    typed, shapes = typechecker(function), has_shapes(function)
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         if jaxtyping.config.jaxtyping_disable:
             return function(*args, **kwargs)
-        try:
-            return typed(*args, **kwargs)
-        except BeartypeCallHintViolation as error:
-            raise jaxtyping.TypeCheckError(str(error)) from error
+        with _SHAPES("context") if shapes else _NO_SCOPE:  # a name of an axis is one number within a scope
+            try:
+                return typed(*args, **kwargs)
+            except BeartypeCallHintViolation as error:
+                raise jaxtyping.TypeCheckError(str(error)) from error
 
     return run

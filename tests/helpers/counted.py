@@ -63,12 +63,12 @@ def operations(work: Callable[[], Any]) -> int:
 
 def waits(model: Any, tokens: Tensor, position: int, target: int, work: Callable[[Trace], Any]) -> Counter[str]:
     """For what the host waits in a trace of a finished run, and in what is asked of it, were all on an accelerator."""
-    logits, cache = view_of(model).run(tokens)
+    logits, cache = view_of(model).run_at(tokens, position)
     with Waits() as counted:
         for tensor in (*model.parameters(), *model.buffers(), *cache.values(), logits):
             place(tensor, "cuda:1")
         for _ in range(2):
             counted.names.clear()
             asked = Asked((target,))
-            work(trace_of_run(view_of(model), tokens, asked, position, "frozen", cache, logits[position]))
+            work(trace_of_run(view_of(model), tokens, asked, position, "frozen", cache, logits))
     return counted.names
