@@ -90,8 +90,8 @@ def test_few_tokens_a_pass(passes: list[int], monkeypatch: pytest.MonkeyPatch) -
     """Memory grows with the tokens of a pass, padding counted."""
     batch = tlsv.trace_batch(zoo.model("llama"), PROMPTS, TARGETS, prepend_bos=False)
     cfg = zoo.model("llama").cfg
-    token, logits = 21 * cfg.n_layers * cfg.d_model, 2 * cfg.d_vocab
-    monkeypatch.setattr(gradient, "_BYTES", 4 * 2 * (10 * token + logits))
+    token, logits, patterns = 21 * cfg.n_layers * cfg.d_model, 2 * cfg.d_vocab, cfg.n_layers * cfg.n_heads * 10**2
+    monkeypatch.setattr(gradient, "_BYTES", 4 * 2 * (10 * token + 2 * patterns + logits))
     batch.effects(top=3)
     assert passes == [2, 2]
 

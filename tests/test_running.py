@@ -12,6 +12,7 @@ from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
+from tl_subvalues.model_view import ModelView
 from tl_subvalues.model_view.running import unembedded_at
 
 
@@ -149,32 +150,36 @@ def test_evaluation_inside_autocast() -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2", pytest.param("ln_gelu", marks=pytest.mark.hooked)])
-def test_what_is_read_is_unembedded(family: str, tokens: Tensor) -> None:
+def test_what_is_read_is_unembedded(family: str, tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
     """One position of each prompt, a second where prompts are read elsewhere than at their end; never all of them."""
     model = zoo.hooked(family) if family in zoo.HOOKED else zoo.bridge(family)
     shapes: list[tuple[int, ...]] = []
 
-    def see(module: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        if output.ndim == 3:
-            shapes.append(tuple(output.shape[:2]))
+    forward = type(model.unembed).forward
+
+    def counted(self: Any, x: Tensor, *rest: Any, **keywords: Any) -> Any:
+        if x.ndim == 3:
+            shapes.append(tuple(x.shape[:2]))
+        return forward(self, x, *rest, **keywords)
+
+    monkeypatch.setattr(type(model.unembed), "forward", counted)
 
     def seen() -> list[tuple[int, ...]]:
         found, shapes[:] = list(shapes), []
         return found
 
-    with model.unembed.register_forward_hook(see):
-        trace = tlsv.trace(model, tokens, 5, position=3)
-        assert seen() == [(1, 1)]
-        batch = tlsv.trace_batch(model, [tokens, tokens.flip(1)], [5, 6])
-        assert seen() == [(2, 1)]
-        tlsv.trace_batch(model, [tokens, tokens[:, :3]], [5, 6], position=-2)
-        assert set(seen()) == {(4, 1), (1, 1)}  # and each of two alone
-        trace.ablate("L0H1")
-        assert seen() == [(2, 1)]
-        batch.effects(top=3)
-        assert seen() == [(2, 1)]
-        tlsv.RANKINGS["integrated_gradients"].top(trace, 3)
-        assert seen() == [(1, 1), (8, 1)]  # all steps at once
+    trace = tlsv.trace(model, tokens, 5, position=3)
+    assert seen() == [(1, 1)]
+    batch = tlsv.trace_batch(model, [tokens, tokens.flip(1)], [5, 6])
+    assert seen() == [(2, 1)]
+    tlsv.trace_batch(model, [tokens, tokens[:, :3]], [5, 6], position=-2)
+    assert set(seen()) == {(4, 1), (1, 1)}  # and each of two alone
+    trace.ablate("L0H1")
+    assert seen() == [(2, 1)]
+    batch.effects(top=3)
+    assert seen() == [(2, 1)]
+    tlsv.RANKINGS["integrated_gradients"].top(trace, 3)
+    assert seen() == [(1, 1), (8, 1)]  # all steps at once
     whole = model(tokens)[0, 3].double().log_softmax(-1)[5]
     assert trace.log_prob == pytest.approx(float(whole), abs=1e-5)
 
@@ -195,7 +200,74 @@ def test_logits_from_elsewhere_are_picked_from() -> None:
             return self.unembed(x.flatten(0, 1)).unflatten(0, x.shape[:2]) if hasattr(self, "unembed") else x
 
     for model in (Elsewhere(True), Elsewhere(False)):
-        with unembedded_at(model, places) as at:
+        with unembedded_at(model, [], (2, 5), places) as at:
             assert torch.equal(at(model(x)), expected)
-        with unembedded_at(model, [(0, 2), (1, 2)]) as at:
+        with unembedded_at(model, [], (2, 5), [(0, 2), (1, 2)]) as at:
             assert torch.equal(at(model(x)), x[:, 2])
+
+
+def test_the_owner_s_hooks_see_all_positions(tokens: Tensor) -> None:
+    """What is kept or changed where a model unembeds is of every position, and a hook may run the model itself."""
+    model = zoo.bridge("llama")
+    whole, seen = model(tokens), []
+
+    def see(value: Tensor, hook: Any) -> None:
+        seen.append(value.clone())
+
+    def run_too(value: Tensor, hook: Any) -> None:
+        if not seen:
+            seen.append(torch.empty(0))  # not once more
+            seen[:] = [model(tokens)]
+
+    for name, hook in (("unembed.hook_out", see), ("blocks.0.hook_resid_pre", run_too)):
+        seen.clear()
+        with model.hooks(fwd_hooks=[(name, hook)]):
+            trace = tlsv.trace(model, tokens, 5, position=3)
+        torch.testing.assert_close(seen[0], whole)
+        assert trace.log_prob == tlsv.trace(model, tokens, 5, position=3).log_prob
+    seen.clear()
+    with model.unembed.register_forward_hook(lambda module, inputs, output: seen.append(output)):
+        trace.ablate("L0H1")
+    assert seen[0].shape[1] == tokens.shape[1]
+
+    def last_only(value: Tensor, hook: Any) -> Tensor:
+        value = value.clone()
+        value[:, -1] *= torch.linspace(-3, 3, value.shape[-1])
+        return value
+
+    ranking = tlsv.RANKINGS["integrated_gradients"]
+    plain = ranking(trace)
+    with model.hooks(fwd_hooks=[("unembed.hook_out", last_only)]):
+        torch.testing.assert_close(ranking(trace), plain)
+
+
+def test_another_thread_s_run_is_left_alone(tokens: Tensor) -> None:
+    """A plain call of the model in another thread, in the middle of a trace."""
+    model = zoo.bridge("llama")
+    whole = model(tokens)
+    found: list[Tensor] = []
+
+    with unembedded_at(model, [], tuple(tokens.shape), [(0, 3)]) as at:
+        thread = threading.Thread(target=lambda: found.append(model(tokens)))
+        thread.start()
+        thread.join(timeout=60)
+        own = model(tokens)
+        assert own.shape[:2] == (1, 1)
+        torch.testing.assert_close(at(own), whole[:, 3])
+    torch.testing.assert_close(found[0], whole)
+
+
+def test_steps_that_do_not_fit_together(tokens: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Integrated gradients take as few at a time as there is memory for."""
+    trace, ranking = tlsv.trace(zoo.bridge("llama"), tokens, 5), tlsv.RANKINGS["integrated_gradients"]
+    expected, run, rows = ranking(trace), ModelView.logits, list[int]()
+
+    def small(self: ModelView, tokens: Tensor, *rest: Any, **padding: Any) -> Tensor:
+        rows.append(len(tokens))
+        if len(tokens) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return run(self, tokens, *rest, **padding)
+
+    monkeypatch.setattr(ModelView, "logits", small)
+    torch.testing.assert_close(ranking(trace), expected)
+    assert rows == [1, 8, 4, 2, 2, 2, 2]

@@ -15,6 +15,7 @@ from weakref import WeakKeyDictionary
 from jaxtyping import Float
 from torch import Tensor
 
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.numerics.blocks import no_autocast
 
 _LOCKS: "WeakKeyDictionary[Any, threading.RLock]" = WeakKeyDictionary()
@@ -52,29 +53,56 @@ def left_as_it_was(model: Any, hook_points: Sequence[Any]) -> Iterator[None]:
 
 
 @contextmanager
-def unembedded_at(model: Any, places: Sequence[tuple[int, int]]) -> Iterator[Callable[[Tensor], Tensor]]:
+def unembedded_at(
+    model: Any, hook_points: Sequence[Any], shape: Sequence[int], places: Sequence[tuple[int, int]]
+) -> Iterator[Callable[[Tensor], Tensor]]:
     """Run a model inside, and it makes logits at some places alone, each a prompt's row in the batch and a position.
 
-    Gives what makes [place, vocab] of the logits that the model returned; a model that computes them elsewhere than in
-    its unembedding module makes all of them, which are picked from.
+    Gives what makes [place, vocab] of the logits that the model returned. All of them are made, and picked from, where
+    something else might look at them or run the model too: with hooks of the model's owner, or where logits come from
+    elsewhere than the unembedding module. Another thread's run is left alone.
+
+    Args:
+        model: whose run it is.
+        hook_points: of the model, before the run's own hooks are there.
+        shape: rows and positions of the run's tokens.
+        places: what is read.
     """
-    unembed = model._modules.get("unembed")
+    unembed, thread = model._modules.get("unembed"), threading.get_ident()
+    alone = unembed is not None and not _is_watched(unembed, hook_points)
     narrowed: list[Any] = []
 
     def narrow(module: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if not (inputs and isinstance(inputs[0], Tensor) and inputs[0].ndim == 3):
+        own = threading.get_ident() == thread and len(inputs) > 0 and isinstance(inputs[0], Tensor)
+        if not own or inputs[0].ndim != 3 or inputs[0].shape[:2] != tuple(shape):
             return None
         narrowed[:] = [module]
         return (_picked(inputs[0], places), *inputs[1:])
 
+    def at(logits: Tensor) -> Tensor:
+        if not narrowed:
+            return _picked(logits, places)[:, 0].clone()  # a view would keep them all
+        if logits.shape[:-1] != (len(places), 1):
+            raise UnsupportedModelError(
+                f"the model makes logits of shape {tuple(logits.shape)} where {len(places)} positions are unembedded, "
+                "so what it does after its unembedding is not known."
+            )
+        return logits[:, 0]
+
     hooks = {} if unembed is None else unembed._forward_pre_hooks
     try:
-        if unembed is not None:
+        if alone:
             unembed.register_forward_pre_hook(narrow)
-        yield lambda logits: (logits if narrowed else _picked(logits, places))[:, 0]
+        yield at
     finally:
         for number in [number for number, hook in hooks.items() if hook is narrow]:
             del hooks[number]
+
+
+def _is_watched(unembed: Any, hook_points: Sequence[Any]) -> bool:
+    """Whether a model has hooks, at its hook points or where it unembeds."""
+    inside = [m for m in unembed.modules() if m._forward_hooks or m._forward_pre_hooks]
+    return bool(inside) or any(point.fwd_hooks or point._forward_hooks for point in hook_points)
 
 
 def _picked(values: Float[Tensor, "batch pos n"], places: Sequence[tuple[int, int]]) -> Float[Tensor, "place 1 n"]:

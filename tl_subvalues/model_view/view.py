@@ -1,7 +1,7 @@
 """A model as the method sees it: layers, readout pieces, one run with just the activations that are needed."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -199,8 +199,12 @@ class ModelView:
 
     def is_long(self, n_positions: int) -> bool:
         """Whether the patterns of a prompt of so many tokens would fill 256 MB, and one position's rows are kept."""
+        return self.patterns_of(n_positions) * self.dtype.itemsize > LONG
+
+    def patterns_of(self, n_positions: int) -> int:
+        """How many numbers the patterns of a prompt of so many tokens have, of all layers."""
         heads = int(self.model.cfg.n_heads) * sum(layer.has_attn for layer in self.layers)
-        return heads * n_positions**2 * self.dtype.itemsize > LONG
+        return heads * n_positions**2
 
     def _rows_of(self, tokens: Int[Tensor, " pos"], position: int) -> RowsOfRun | None:
         """A long prompt's run; None where the model's hooks do not give what its cache would hold."""
@@ -226,8 +230,11 @@ class ModelView:
         **padding: Tensor,
     ) -> Float[Tensor, "batch vocab"]:
         """Logits at one position of each prompt: a forward pass under hooks that are gone afterwards, come what may."""
-        with left_as_it_was(self.model, self._hook_points), unembedded_at(self.model, list(enumerate(positions))) as at:
+        with left_as_it_was(self.model, self._hook_points), self._unembedded_at(tokens, enumerate(positions)) as at:
             return at(self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding))
+
+    def _unembedded_at(self, tokens: Tensor, places: Iterable[tuple[int, int]]) -> Any:
+        return unembedded_at(self.model, self._hook_points, tokens.shape, list(places))
 
     def logits_together(
         self, prompts: Sequence[Int[Tensor, " _"]], positions: Sequence[int], hooks: Sequence[tuple[str, Any]]
@@ -251,7 +258,7 @@ class ModelView:
             with (
                 torch.no_grad(),
                 left_as_it_was(self.model, self._hook_points),
-                unembedded_at(self.model, places) as at,
+                self._unembedded_at(tokens, places) as at,
             ):
                 logits, cache = self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **keywords)
                 return at(logits), cache

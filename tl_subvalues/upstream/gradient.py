@@ -22,7 +22,7 @@ from tl_subvalues.upstream.covectors import Covectors, Entering
 
 Take = Callable[[Covectors | Entering], None]
 # Bytes that autograd may keep of several prompts in one pass, counted as a Llama's: 84 for each number of the residual
-# stream, token and layer in float32, 47 in bfloat16; and twice a prompt's logits.
+# stream, token and layer in float32, 47 in bfloat16; twice its patterns; and twice its logits where it is read.
 _BYTES = 512 << 20
 _KEPT = 84 / 4
 
@@ -69,8 +69,8 @@ def prompts_together(view: ModelView, n_tokens: int) -> int:
     """How many prompts of so many tokens one pass under autograd is to have; a long one goes alone."""
     if view.is_long(n_tokens):
         return 1
-    token, logits = int(_KEPT * view.n_layers * view.model.cfg.d_model), 2 * view.readout.d_vocab
-    return max(1, _BYTES // ((n_tokens * token + logits) * view.dtype.itemsize))
+    tokens, logits = n_tokens * int(_KEPT * view.n_layers * view.model.cfg.d_model), 2 * view.readout.d_vocab
+    return max(1, _BYTES // ((tokens + 2 * view.patterns_of(n_tokens) + logits) * view.dtype.itemsize))
 
 
 class _EndsElsewhereError(Exception):

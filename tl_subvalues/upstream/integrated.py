@@ -1,6 +1,6 @@
 """Integrated gradients: the mean gradient while the outputs of all FFN, or all attention, sublayers grow from zero."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -36,10 +36,17 @@ def integrated_covectors(
     with torch.no_grad():
         run.view.logits(tokens[None].clone(), [run.position], [end_hook(run)])
     layers = [layer.layer for layer in run.view.layers if sublayer in layer.sublayers]
-    shares = (torch.arange(steps) + 0.5) / steps
-    sums = dict.fromkeys(layers, torch.zeros(()))
-    for some in shares.split(prompts_together(run.view, len(tokens))):
-        gradients = _gradients(run, tokens, target, layers, sublayer, some)
+    left = [(step + 0.5) / steps for step in range(steps)]
+    sums, together = dict.fromkeys(layers, torch.zeros(())), min(steps, prompts_together(run.view, len(tokens)))
+    while left:
+        try:
+            gradients = _gradients(run, tokens, target, layers, sublayer, left[:together])
+        except torch.OutOfMemoryError:
+            if together == 1:
+                raise
+            together //= 2
+            continue
+        left = left[together:]
         for layer, gradient in zip(layers, gradients, strict=True):
             sums[layer] = sums[layer].to(gradient) + gradient[:, :n].sum(0, keepdim=True) / steps
     return sums
@@ -72,14 +79,13 @@ def _gradients(
     target: Target,
     layers: list[int],
     sublayer: str,
-    shares: Float[Tensor, " step"],
+    shares: Sequence[float],
 ) -> list[Float[Tensor, "step pos d_model"]]:
     """The measure's gradients with respect to sublayers' outputs, all of them at a share of the run's: row by row."""
     view = run.view
     outputs = [run.activations.output(layer, sublayer).to(view.dtype) for layer in layers]
     with torch.inference_mode(False), torch.enable_grad():
-        rows = [(output * shares.to(output.device)[:, None, None]).to(output.dtype) for output in outputs]
-        leaves = [row.requires_grad_() for row in rows]
+        leaves = [torch.cat([output * share for share in shares]).requires_grad_() for output in outputs]
         names = [view.layer(layer).output_hook(sublayer) for layer in layers]
         hooks = [(name, _put(leaf)) for name, leaf in zip(names, leaves, strict=True)]
         logits = view.logits(tokens.repeat(len(shares), 1), [run.position] * len(shares), hooks)
