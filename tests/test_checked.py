@@ -1,5 +1,6 @@
 """Annotations are checked in tests: shapes and types, of functions, methods and dataclasses."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +49,13 @@ def test_what_is_wrong_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     class Named:
         name: str
 
+    def each(x: Float[Tensor, " a"], y: Float[Tensor, " a"]) -> Iterator[Float[Tensor, " a"]]:
+        yield x + y
+
     long, short = torch.zeros(3), torch.zeros(1)
     wrong = [
         lambda: check(added)(long, short),
+        lambda: check(each)(long, short),
         lambda: check(counted)("two"),
         lambda: check(counted)(10),
         lambda: check(Named)(3),

@@ -32,7 +32,10 @@ def checked(*, typechecker: Any) -> Callable[[Any], Any]:
                 return _SHAPES(what, typechecker=typechecker)
             what.__init__ = _typed(what.__init__, typechecker)
             return what
-        return _typed(what, typechecker) if inspect.isfunction(what) else _SHAPES(what, typechecker=typechecker)
+        # By itself beartype looks at a generator when that is asked, and must find what an annotation in quotes names.
+        by_itself = inspect.isfunction(what) and not _in_quotes(what)
+        by_itself &= not (inspect.isgeneratorfunction(what) and has_shapes(what))
+        return _typed(what, typechecker) if by_itself else _SHAPES(what, typechecker=typechecker)
 
     return decorate
 
@@ -40,6 +43,15 @@ def checked(*, typechecker: Any) -> Callable[[Any], Any]:
 def has_shapes(function: Any) -> bool:
     """Whether an annotation of a function holds a shape; one in quotes may."""
     return any(map(_is_shape, getattr(function, "__annotations__", {}).values()))
+
+
+def _in_quotes(function: Any) -> bool:
+    return any(map(_is_quoted, getattr(function, "__annotations__", {}).values()))
+
+
+def _is_quoted(annotation: Any) -> bool:
+    parts = annotation if isinstance(annotation, (list, tuple)) else get_args(annotation)
+    return isinstance(annotation, str) or any(map(_is_quoted, parts))
 
 
 def _is_shape(annotation: Any) -> bool:
