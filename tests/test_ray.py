@@ -19,6 +19,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.bridge, pytest.mark.any_release]
 
 TESTS = Path(__file__).parent
 FACTS = make_facts(40)  # three parts, for two workers
+MANY = make_facts(150)  # ten parts, to be killed among
 FEW = FACTS.iloc[:16]  # one part, for one worker, which takes seconds to start
 # Batches of the parts' own size, so that a plain run has the same ones and not a bit is another.
 BATCHES = {"batch_size": 16}
@@ -34,6 +35,12 @@ def cluster() -> Any:
         ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def plain(model: Any) -> pd.DataFrame:
+    """The tables of a plain run over many facts."""
+    return tlsv.collect(model, MANY, **COLLECT)
 
 
 def same(table: pd.DataFrame, other: pd.DataFrame) -> None:
@@ -88,7 +95,7 @@ def _workers() -> list[int]:
     return found
 
 
-def test_killed_workers(cluster: None, model: Any, tmp_path: Path) -> None:
+def test_killed_workers(cluster: None, model: Any, plain: pd.DataFrame, tmp_path: Path) -> None:
     """kill -9 of an actor in the middle: Ray starts another, and nothing is lost or doubled."""
     import threading
 
@@ -105,11 +112,10 @@ def test_killed_workers(cluster: None, model: Any, tmp_path: Path) -> None:
 
     thread = threading.Thread(target=kill)
     thread.start()
-    facts = make_facts(150)
-    table = tlsv.collect(model, facts, ray=True, out=out, **COLLECT)
+    table = tlsv.collect(model, MANY, ray=True, out=out, **COLLECT)
     thread.join()
     assert killed
-    same(table, tlsv.collect(model, facts, **COLLECT))
+    same(table, plain)
     same(tlsv.merge(out), table)
 
 
@@ -124,7 +130,7 @@ tlsv.collect(model, make_facts(150), top=7, prepend_bos=False, ray={address!r}, 
 """
 
 
-def test_a_killed_driver(cluster: None, model: Any, folder: Path, tmp_path: Path) -> None:
+def test_a_killed_driver(cluster: None, model: Any, plain: pd.DataFrame, folder: Path, tmp_path: Path) -> None:
     """kill -9 in the middle: the parts that are there stay, and a plain call makes the others."""
     out = tmp_path / "parts"
     address = ray.get_runtime_context().gcs_address
@@ -143,7 +149,5 @@ def test_a_killed_driver(cluster: None, model: Any, folder: Path, tmp_path: Path
     process.wait()
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("*.parquet")}
     assert 2 <= len(kept) < 10
-    facts = make_facts(150)
-    table = tlsv.collect(model, facts, out=out, **COLLECT)
-    same(table, tlsv.collect(model, facts, **COLLECT))
+    same(tlsv.collect(model, MANY, out=out, **COLLECT), plain)
     assert len(list(out.glob("*.parquet"))) == 10
