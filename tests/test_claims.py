@@ -18,7 +18,25 @@ import tl_subvalues as tlsv
 from tl_subvalues.decomposition.components import written
 
 pytestmark = [pytest.mark.bridge, pytest.mark.any_release]
-CLAIMS = ("a_sums", "b_curves", "c_scores", "c_settings", "c_rankings", "d_activation", "e_capital", "f_knock_out")
+CLAIMS = (
+    "a_sums",
+    "b_curves",
+    "c_scores",
+    "c_settings",
+    "c_combined",
+    "c_rankings",
+    "d_activation",
+    "e_capital",
+    "f_knock_out",
+)
+# Choices of c_settings.py as c_combined.py names them.
+ONE_TURNED = {
+    "base": "frozen_all_zero_everywhere",
+    "mean": "frozen_all_mean_everywhere",
+    "last": "frozen_all_zero_last",
+    "recomputed": "anew_all_zero_everywhere",
+    "early": "frozen_early_zero_everywhere",
+}
 FACT = pd.Series({"kind": "capital", "prompt": "The capital of France is", "target": "Paris", "country": "France"})
 
 
@@ -98,6 +116,33 @@ def test_other_choices(script: Any, trace: tlsv.Trace) -> None:
 
 
 @pytest.mark.slow
+def test_choices_with_each_other(script: Any, trace: tlsv.Trace) -> None:
+    """With one of them turned as by itself, with all of them as by hand."""
+    found = script("c_combined").work("taught", trace, FACT)
+    settings = script("c_settings")
+    alone = settings.work("taught", trace, FACT)
+    assert len(found) == 16
+    for name, column in ONE_TURNED.items():
+        assert found[column] == pytest.approx(alone[f"{name}_ahead"], abs=1e-5)
+    anew = tlsv.trace(trace.model, FACT["prompt"], FACT["target"], scale="recomputed")
+    how = {"mode": "mean", "reference": settings.others("taught", FACT)["prompt"].tolist(), "position": -1}
+    log_prob, prob = (
+        trace.ablate(settings.without_the_last_layer(anew, ranking, 10), **how)["log_prob_after"]
+        for ranking in ("log_prob_increase", "prob_increase")
+    )
+    assert found["anew_early_mean_last"] == pytest.approx(prob - log_prob, abs=1e-5)
+
+
+def test_choices_have_the_same_numbers_twice(script: Any) -> None:
+    """Facts that both tables have."""
+    common = script("common")
+    both = pd.merge(*(pd.read_csv(common.HERE / f"{name}.csv") for name in ("c_settings", "c_combined")), on=common.KEY)
+    assert len(both) >= 100
+    for name, column in ONE_TURNED.items():
+        assert np.allclose(both[f"{name}_ahead"], both[column], atol=common.AGAIN, rtol=common.AGAIN)
+
+
+@pytest.mark.slow
 def test_every_ranking(script: Any, trace: tlsv.Trace) -> None:
     """What ablating by each does, and to others' answers: of several prompts at once as of each alone."""
     module = script("c_rankings")
@@ -107,7 +152,7 @@ def test_every_ranking(script: Any, trace: tlsv.Trace) -> None:
     assert rest["prompt"].str.split().str.len().nunique() > 1
     for ranking, k in (("integrated_gradients", 10), ("head_log_prob_increase", 3)):
         top = tlsv.RANKINGS[ranking].top(trace, k)
-        assert found[f"{ranking}_{k}"] == pytest.approx(trace.ablate(top)["log_prob_after"] - trace.log_prob, abs=1e-6)
+        assert found[f"{ranking}_{k}"] == pytest.approx(trace.ablate(top)["log_prob_after"] - trace.log_prob, abs=1e-5)
         lost = []
         for _, other in rest.iterrows():
             its = tlsv.trace(trace.model, other["prompt"], other["target"])
@@ -217,13 +262,16 @@ def test_the_page_s_figures_are_the_tables(script: Any) -> None:
     text = tables.PAGE.read_text(encoding="utf-8")
     assert tables.with_tables(text) == text
     prose = text
-    assert {*tables.CLAIMS, "c_rankings"} == set(CLAIMS)
-    for claim in tables.CLAIMS:
-        block = f"<!-- {claim} -->\n{tables.table(claim)}\n<!-- end -->"
+    assert {*tables.CLAIMS, "c_rankings", "c_combined"} == set(CLAIMS)
+    for claim, made in {
+        **{claim: tables.table(claim) for claim in tables.CLAIMS},
+        "c_combined": tables.combined(),
+    }.items():
+        block = f"<!-- {claim} -->\n{made}\n<!-- end -->"
         assert block in text
         prose = prose.replace(block, "")
         columns = set(pd.read_csv(tables.HERE / f"{claim}.csv").columns) - {"model", "kind", "prompt", "target"}
-        assert set(tables.CLAIMS[claim]) <= columns
+        assert set(tables.CLAIMS.get(claim, columns)) <= columns
         assert f"claims/{claim}.py" in text
     for other in ("2312.12141", "TransformerLens 4.3"):
         prose = prose.replace(other, "")

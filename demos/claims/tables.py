@@ -9,6 +9,7 @@ Rewrites what stands between `<!-- CLAIM -->` and `<!-- end -->` on the pages. A
 the word "capital", say) is left out of that row's mean.
 """
 
+import itertools
 import re
 
 import pandas as pd
@@ -191,6 +192,15 @@ PAIRS = {
 }
 
 
+# The choices of c_combined.csv, each with its two levels and their names in the block "c_combined".
+CHOICES = {
+    "layers": {"all": "all layers", "early": "without the last"},
+    "mode": {"zero": "zero", "mean": "mean"},
+    "where": {"everywhere": "everywhere", "last": "last position"},
+    "scale": {"frozen": "scale held", "anew": "scale anew"},
+}
+
+
 def number(value: float) -> str:
     """Two decimals, or one digit of what would be lost in them."""
     return f"{value:.2f}" if abs(value) >= 0.05 or value == 0 else f"{value:.1g}"
@@ -244,6 +254,29 @@ def pairs() -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def combined() -> str:
+    """One row for each way to rank and ablate, then what each choice changes in the mean over the others."""
+    rows = pd.read_csv(HERE / "c_combined.csv")
+    groups = {name: group for name, group in rows.groupby("model", sort=False) if len(group) >= FEW}
+    head = ["", *(f"{NAMES[name]}, {len(group)} facts" for name, group in groups.items())]
+    lines = [head, ["---"] * len(head)]
+    ways = [dict(zip(CHOICES, levels, strict=True)) for levels in itertools.product(*CHOICES.values())]
+    for way in ways:
+        meaning = ", ".join(CHOICES[choice][level] for choice, level in way.items())
+        lines.append([meaning, *(cell(group[column_of(way)]) for group in groups.values())])
+    for choice, levels in CHOICES.items():
+        first, second = levels
+        pairs_of = [(column_of(way), column_of(way | {choice: first})) for way in ways if way[choice] == second]
+        changes = [sum(group[new] - group[old] for new, old in pairs_of) / len(pairs_of) for group in groups.values()]
+        lines.append([f"**{levels[second]}** instead of {levels[first]} adds", *map(cell, changes)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def column_of(way: dict[str, str]) -> str:
+    """The column of c_combined.csv."""
+    return "_".join(way[choice] for choice in ("scale", "layers", "mode", "where"))
+
+
 def plus_minus(values: pd.Series) -> str:
     """Mean and half the interval's width."""
     low, high = interval(values.to_numpy(dtype=float))
@@ -253,7 +286,7 @@ def plus_minus(values: pd.Series) -> str:
 def blocks() -> dict[str, str]:
     """Every table, by its name on the pages."""
     made = {**{claim: table(claim) for claim in CLAIMS}, **{block: ranked(block) for block in RANKED}}
-    return {**made, "c_rankings pairs": pairs()}
+    return {**made, "c_rankings pairs": pairs(), "c_combined": combined()}
 
 
 def with_tables(text: str) -> str:
