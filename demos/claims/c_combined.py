@@ -14,23 +14,12 @@ Ten FFN neurons of log-probability increase and ten of probability increase are 
 """
 
 import pandas as pd
-from c_settings import INCREASES, NEURONS
+from c_settings import INCREASES, NEURONS, all_and_early
 from common import others, run, without
 
 import tl_subvalues as tlsv
 
 SCALES, LAYERS, MODES, WHERE = ("frozen", "anew"), ("all", "early"), ("zero", "mean"), ("everywhere", "last")
-
-
-def all_and_early(trace: tlsv.Trace, ranking: str) -> tuple[list[str], list[str]]:
-    """The first neurons of a ranking, and the first that are not in the last layer."""
-    last, asked = f"L{trace.model.cfg.n_layers - 1}N", 16 * NEURONS
-    while True:
-        found = tlsv.RANKINGS[ranking].top(trace, asked)
-        early = [label for label in found if not label.startswith(last)]
-        if len(early) >= NEURONS or len(found) < asked:
-            return found[:NEURONS], early[:NEURONS]
-        asked *= 4
 
 
 def work(name: str, trace: tlsv.Trace, fact: pd.Series) -> dict[str, float]:
@@ -39,7 +28,7 @@ def work(name: str, trace: tlsv.Trace, fact: pd.Series) -> dict[str, float]:
     sets = {}
     for scale in SCALES:
         for ranking in INCREASES:
-            sets[scale, "all", ranking], sets[scale, "early", ranking] = all_and_early(traces[scale], ranking)
+            sets[scale, "all", ranking], sets[scale, "early", ranking] = all_and_early(traces[scale], ranking, NEURONS)
     means = {"mode": "mean", "reference": others(name, fact)["prompt"].tolist()}
     found = {}
     for mode in MODES:

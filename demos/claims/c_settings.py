@@ -36,14 +36,14 @@ OF_UNIT = {
 }
 
 
-def without_the_last_layer(trace: tlsv.Trace, ranking: str, k: int) -> list[str]:
-    """The first k of a ranking that are not in the last layer."""
-    last, asked = f"L{trace.model.cfg.n_layers - 1}N", 4 * k
+def all_and_early(trace: tlsv.Trace, ranking: str, k: int) -> tuple[list[str], list[str]]:
+    """The first k of a ranking, and the first k that are not in the last layer."""
+    last, asked = f"L{trace.model.cfg.n_layers - 1}N", 16 * k
     while True:
         found = tlsv.RANKINGS[ranking].top(trace, asked)
         early = [label for label in found if not label.startswith(last)]
         if len(early) >= k or len(found) < asked:
-            return early[:k]
+            return found[:k], early[:k]
         asked *= 4
 
 
@@ -61,7 +61,7 @@ def work(name: str, trace: tlsv.Trace, fact: pd.Series) -> dict[str, float]:
         "mean": left(tops, mode="mean", reference=rest["prompt"].tolist()),
         "last": left(tops, position=trace.position),
         "recomputed": left({ranking: tlsv.RANKINGS[ranking].top(moving, NEURONS) for ranking in INCREASES}),
-        "early": left({ranking: without_the_last_layer(trace, ranking, NEURONS) for ranking in RANKINGS[:3]}),
+        "early": left({ranking: all_and_early(trace, ranking, NEURONS)[1] for ranking in RANKINGS[:3]}),
     }
     for choice, (k, prefix, total) in OF_UNIT.items():
         named = {ranking: f"{prefix}{ranking}" for ranking in (*INCREASES, "random")} | {"total_effect": total}
