@@ -107,9 +107,11 @@ models: .venv/$(STAMP) .venv-tl3/$(STAMP) .venv-tl2/$(STAMP)
 .venv-tl2/$(STAMP): CONSTRAINTS := constraints-tl2.txt
 .venv/$(STAMP) .venv-tl2/$(STAMP):
 	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
-	# torch by pip, which may have a build of it at hand where uv does not look; all else by uv, in a fifth of the time.
+	# torch by pip, which may have a build of it at hand where uv does not look; all else by uv, in a fifth of the time,
+	# or by pip again, where an index is one that only pip is told of.
 	$(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) torch uv
-	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python -c $(CONSTRAINTS) "$(TL)" -e ".[all]" || \
+	  $(@D)/bin/python -m $(PIP) -c $(CONSTRAINTS) "$(TL)" -e ".[all]"
 	rm -f $(@D)/.installed-*
 	touch $@
 

@@ -12,6 +12,7 @@ from helpers import zoo
 from torch import Tensor
 
 import tl_subvalues as tlsv
+from tl_subvalues.errors import UnsupportedModelError
 from tl_subvalues.model_view import ModelView
 from tl_subvalues.model_view.running import unembedded_at
 
@@ -181,7 +182,7 @@ def test_what_is_read_is_unembedded(family: str, tokens: Tensor, monkeypatch: py
     tlsv.RANKINGS["integrated_gradients"].top(trace, 3)
     assert seen() == [(1, 1), (8, 1)]  # all steps at once
     whole = model(tokens)[0, 3].double().log_softmax(-1)[5]
-    assert trace.log_prob == pytest.approx(float(whole), abs=1e-5)
+    assert trace.log_prob == pytest.approx(float(whole.detach()), abs=1e-5)
 
 
 def test_logits_from_elsewhere_are_picked_from() -> None:
@@ -271,3 +272,19 @@ def test_steps_that_do_not_fit_together(tokens: Tensor, monkeypatch: pytest.Monk
     monkeypatch.setattr(ModelView, "logits", small)
     torch.testing.assert_close(ranking(trace), expected)
     assert rows == [1, 8, 4, 2, 2, 2, 2]
+
+
+def test_logits_of_another_shape_are_refused() -> None:
+    """What makes something else of an unembedded position than one row of logits, by its name and in its own words."""
+    model = zoo.model("llama")
+
+    class Doubling(type(model)):  # type: ignore[misc]
+        def run_with_cache(self, *args: Any, **keywords: Any) -> Any:
+            logits, cache = super().run_with_cache(*args, **keywords)
+            return logits.repeat(1, 2, 1), cache
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model, "__class__", Doubling)
+        with pytest.raises(UnsupportedModelError, match=r"logits of shape \(1, 2, \d+\) where 1 positions") as told:
+            tlsv.trace(model, torch.tensor([3, 4, 5]), 5)
+    assert "run_with_cache fails" not in str(told.value)

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from tl_subvalues.errors import UnsupportedModelError
+from tl_subvalues.model_view.releases import model_name
 from tl_subvalues.numerics.blocks import no_autocast
 
 _LOCKS: "WeakKeyDictionary[Any, threading.RLock]" = WeakKeyDictionary()
@@ -84,8 +85,8 @@ def unembedded_at(
             return _picked(logits, places)[:, 0].clone()  # a view would keep them all
         if logits.shape[:-1] != (len(places), 1):
             raise UnsupportedModelError(
-                f"the model makes logits of shape {tuple(logits.shape)} where {len(places)} positions are unembedded, "
-                "so what it does after its unembedding is not known."
+                f"{model_name(model)} makes logits of shape {tuple(logits.shape)} where {len(places)} positions are "
+                "unembedded, so what it does after its unembedding is not known, and its readout is not covered."
             )
         return logits[:, 0]
 

@@ -1,7 +1,8 @@
 """A model as the method sees it: layers, readout pieces, one run with just the activations that are needed."""
 
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, SupportsIndex
@@ -233,7 +234,9 @@ class ModelView:
         with left_as_it_was(self.model, self._hook_points), self._unembedded_at(tokens, enumerate(positions)) as at:
             return at(self.model.run_with_hooks(tokens, fwd_hooks=list(hooks), **padding))
 
-    def _unembedded_at(self, tokens: Tensor, places: Iterable[tuple[int, int]]) -> Any:
+    def _unembedded_at(
+        self, tokens: Tensor, places: Iterable[tuple[int, int]]
+    ) -> AbstractContextManager[Callable[[Tensor], Tensor]]:
         return unembedded_at(self.model, self._hook_points, tokens.shape, list(places))
 
     def logits_together(
@@ -261,7 +264,6 @@ class ModelView:
                 self._unembedded_at(tokens, places) as at,
             ):
                 logits, cache = self.model.run_with_cache(tokens, names_filter=lambda name: name in wanted, **keywords)
-                return at(logits), cache
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
@@ -270,6 +272,7 @@ class ModelView:
                 f"before anything is decomposed ({type(error).__name__}: {error}); try model(tokens), and "
                 "model.run_with_cache(tokens) without a names_filter, to see whether this model can be run at all."
             ) from error
+        return at(logits), cache
 
     def run_batch(self, prompts: Sequence[Tensor], positions: Sequence[int]) -> "RunBatch":
         """One forward pass over several prompts, each read at its position: as `run_at` of each, padding cut off.
