@@ -1,10 +1,14 @@
 """Answers of several tokens."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import pytest
 import torch
 from helpers import zoo
 
 import tl_subvalues as tlsv
+from tl_subvalues.model_view import ModelView
 
 pytestmark = pytest.mark.any_release
 
@@ -24,6 +28,21 @@ def test_log_probs_add_up_to_the_answer_s(family: str) -> None:
     assert traces.ffn_neurons(top=4)["prompt"].tolist() == [0] * 4 + [1] * 4 + [2] * 4
     by_ids = tlsv.trace_answer(model, [3, 4, 5], torch.tensor([6, 7]))
     assert [trace.log_prob for trace in by_ids] == pytest.approx(expected[:2], abs=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_all_tokens_share_a_run(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One run of the whole, and one of the shortest beginning alone, which answers the same."""
+    model, lengths = zoo.model(family), list[int]()
+    run = ModelView.run
+
+    def counted(self: ModelView, tokens: torch.Tensor, positions: Sequence[int]) -> Any:
+        lengths.append(len(tokens))
+        return run(self, tokens, positions)
+
+    monkeypatch.setattr(ModelView, "run", counted)
+    tlsv.trace_answer(model, [3, 4, 5], [6, 7, 8])
+    assert lengths == [5, 3]
 
 
 def test_the_prompt_s_bos_is_the_prompt_s_alone() -> None:
